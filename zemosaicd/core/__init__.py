@@ -1,0 +1,1 @@
+"""The core decides: pure functions and values. No clock, no disk, no asyncio, no numpy."""

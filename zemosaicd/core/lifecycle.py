@@ -1,0 +1,342 @@
+"""What is due: the state of a session is a fold over its events, and its next work a function of that state.
+
+Rule 1: `apply` is the only way a state changes, in the live daemon and after a crash alike, so resume is not a special
+case: fold the journal, ask `due`, go on.
+Rule 2: nothing here knows what is in flight; the shell starts what is due and not yet running.
+Rule 3: a revision's set of frames is fixed when the session closes. Frames that come later wait for the next revision.
+
+    open --SessionClosed--> closed --SessionPlanned--> planned --TileDone/TileFailed a tile--> stacked
+         --MosaicPublished a mosaic--> published --SessionCleaned--> resting --FrameAssigned--> open (next revision)
+    closed or planned --SessionEnded--> resting
+
+The fold mutates its own state object for the sake of sessions of 20,000 frames (F38); nobody else writes to it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import dataclass, field
+
+from zemosaicd.core.events import (
+    ArtefactMade,
+    Event,
+    FrameAssigned,
+    FramePrepared,
+    FrameRejected,
+    JobStarted,
+    MosaicPublished,
+    SessionCleaned,
+    SessionClosed,
+    SessionEnded,
+    SessionOpened,
+    SessionPlanned,
+    TileDone,
+    TileFailed,
+)
+from zemosaicd.model import (
+    Artefact,
+    Fingerprint,
+    FrameFacts,
+    MosaicSpec,
+    Plan,
+    PreparedFrame,
+    Reason,
+    TileSpec,
+)
+
+
+@dataclass(slots=True)
+class FrameRecord:
+    """What the session knows of one file. Exactly one of: waiting (neither), prepared, rejected."""
+
+    fingerprint: Fingerprint
+    facts: FrameFacts
+    prepared: PreparedFrame | None = None
+    rejected: Reason | None = None
+
+
+@dataclass(slots=True)
+class SessionState:
+    """A session as its events made it."""
+
+    session: str
+    opened: SessionOpened | None = None
+    frames: dict[str, FrameRecord] = field(default_factory=dict)
+    unprepared: dict[str, None] = field(default_factory=dict)
+    revision: int = 0
+    closed: bool = False
+    closed_set: frozenset[str] = frozenset()
+    planned: SessionPlanned | None = None
+    done: dict[int, TileDone] = field(default_factory=dict)
+    failed: dict[int, TileFailed] = field(default_factory=dict)
+    published: dict[str, MosaicPublished] = field(default_factory=dict)
+    attempts: dict[str, int] = field(default_factory=dict)
+    manifest: dict[str, Artefact] = field(default_factory=dict)
+    outcome: str = ""
+    ended: SessionEnded | None = None
+    last_published: dict[str, MosaicPublished] = field(default_factory=dict)
+    last_key: str = ""
+
+    @property
+    def plan(self) -> Plan | None:
+        """This revision's plan, once Phase 2 is done."""
+        return self.planned.plan if self.planned else None
+
+    @property
+    def resting(self) -> bool:
+        """Nothing to do and nothing waited for."""
+        return bool(self.outcome)
+
+    @property
+    def preparing(self) -> bool:
+        """Frames of the closed set are still in Phase 1."""
+        return any(p in self.closed_set for p in self.unprepared)
+
+    @property
+    def phase(self) -> str:
+        """The phase the session is in, as PHASE_UPDATE names it; "" while it rests."""
+        if self.outcome:
+            return ""
+        if not self.closed or self.preparing:
+            return "1"
+        if self.planned is None:
+            return "2"
+        if pending_tiles(self):
+            return "3"
+        return "5" if len(self.published) < len(self.planned.plan.mosaics) else "7"
+
+
+# --- instructions --------------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Instruction:
+    """Base of all instructions: something the shell shall do for a session, and answer with events."""
+
+    session: str
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Prepare(Instruction):
+    """Phase 1 for one frame."""
+
+    path: str
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class MakePlan(Instruction):
+    """Phase 2 for the closed set."""
+
+    revision: int
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class StackTile(Instruction):
+    """Phase 3 for one tile."""
+
+    revision: int
+    tile: int
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class MakeMosaic(Instruction):
+    """Phases 4 to 6 for one mosaic."""
+
+    revision: int
+    mosaic: str
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class End(Instruction):
+    """End the revision without a new mosaic."""
+
+    revision: int
+    outcome: str
+    reason: Reason
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Clean(Instruction):
+    """Phase 7."""
+
+    revision: int
+    outcome: str
+
+
+# --- the fold ------------------------------------------------------------------------------------------------------
+
+
+def apply(state: SessionState, event: Event) -> None:
+    """Applies one event. An event that cannot follow raises ValueError and changes nothing."""
+    match event:
+        case SessionOpened():
+            state.opened = event
+        case FrameAssigned():
+            if state.outcome:
+                _reopen(state)
+            if state.planned is not None:  # a frame that changed after Phase 2 belongs to the next revision
+                state.closed_set -= {event.path}
+            state.frames[event.path] = FrameRecord(event.fingerprint, event.facts)
+            state.unprepared[event.path] = None
+        case FrameRejected():
+            if event.path in state.frames:
+                state.frames[event.path].rejected = event.reason
+                state.unprepared.pop(event.path, None)
+        case FramePrepared():
+            _known(state, event.path).prepared = event.prepared
+            state.unprepared.pop(event.path, None)
+        case ArtefactMade():
+            state.manifest[event.artefact.path] = event.artefact
+        case JobStarted():
+            state.attempts[event.job] = max(event.attempt, state.attempts.get(event.job, 0))
+        case _:
+            _apply_revision(state, event)
+
+
+def _apply_revision(state: SessionState, event: Event) -> None:
+    """The events that carry a revision's number."""
+    if isinstance(event, SessionClosed):
+        if state.closed and not state.outcome:
+            raise ValueError(f"{state.session}: closed twice ({event})")
+        _start_revision(state, event)
+        return
+    revision = getattr(event, "revision", None)
+    if revision != state.revision or not state.closed:
+        raise ValueError(f"{state.session}: {event} does not belong to revision {state.revision}")
+    match event:
+        case SessionPlanned():
+            state.planned = event
+        case TileDone():
+            state.done[event.tile] = event
+        case TileFailed():
+            state.failed[event.tile] = event
+        case MosaicPublished():
+            state.published[event.mosaic] = event
+        case SessionCleaned():
+            _forget_removed(state)
+            _rest(state, event.outcome)
+        case SessionEnded():
+            state.ended = event
+            if event.outcome == "failed":  # its files stay for another try, until they expire (P10)
+                _rest(state, "failed")
+
+
+def _known(state: SessionState, path: str) -> FrameRecord:
+    try:
+        return state.frames[path]
+    except KeyError:
+        raise ValueError(f"{state.session}: unknown frame {path!r}") from None
+
+
+def _reopen(state: SessionState) -> None:
+    """A late frame opens the next revision; what was measured and solved stays (P10)."""
+    state.closed = False
+    state.closed_set = frozenset()
+    state.outcome = ""
+    state.planned = None
+    state.ended = None
+    state.done, state.failed, state.published, state.attempts = {}, {}, {}, {}
+
+
+def _start_revision(state: SessionState, event: SessionClosed) -> None:
+    if state.outcome:
+        _reopen(state)
+    state.revision = event.revision
+    state.closed = True
+    state.closed_set = frozenset(state.frames)
+
+
+def _rest(state: SessionState, outcome: str) -> None:
+    """The revision is over. Frames that came meanwhile open the next one at once."""
+    if state.published:
+        state.last_published = dict(state.published)
+        state.last_key = state.planned.key if state.planned else ""
+    state.outcome = outcome
+    if any(p not in state.closed_set for p in state.unprepared):
+        _reopen(state)
+
+
+def _forget_removed(state: SessionState) -> None:
+    """Phase 7 is done: only outputs and logs stay on the manifest of a session that rests."""
+    state.manifest = {p: a for p, a in state.manifest.items() if a.kind.value in ("output", "log")}
+
+
+def fold(session: str, events: Iterable[Event]) -> SessionState:
+    """The state that these events make."""
+    state = SessionState(session)
+    for event in events:
+        apply(state, event)
+    return state
+
+
+# --- what is due ---------------------------------------------------------------------------------------------------
+
+
+def frame_due(state: SessionState, path: str) -> Prepare | None:
+    """Phase 1 for this frame, if it is due now. A frame that came after closing waits for the next revision."""
+    if path not in state.unprepared or (state.closed and path not in state.closed_set):
+        return None
+    return Prepare(session=state.session, path=path)
+
+
+def frames_due(state: SessionState) -> list[Prepare]:
+    """Phase 1 for every frame that is due: what a start-up needs to ask once."""
+    return [p for path in state.unprepared if (p := frame_due(state, path)) is not None]
+
+
+def pending_tiles(state: SessionState) -> list[TileSpec]:
+    """Planned tiles that are neither done nor failed."""
+    plan = state.plan
+    return [t for t in plan.tiles if t.tile not in state.done and t.tile not in state.failed] if plan else []
+
+
+def pending_mosaics(state: SessionState) -> list[MosaicSpec]:
+    """Mosaics that have at least one tile and are not published."""
+    plan = state.plan
+    if plan is None:
+        return []
+    return [m for m in plan.mosaics if m.name not in state.published and any(t in state.done for t in m.tiles)]
+
+
+def due(state: SessionState) -> list[Instruction]:
+    """What a closed session needs next; [] for an open or resting one, or while its frames are being prepared."""
+    if not state.closed or state.outcome:
+        return []
+    if state.ended is not None:
+        return [Clean(session=state.session, revision=state.revision, outcome=state.ended.outcome)]
+    if state.preparing:
+        return []
+    if state.planned is None:
+        return [_plan_or_end(state)]
+    return _after_plan(state, state.planned.plan)
+
+
+def _plan_or_end(state: SessionState) -> Instruction:
+    if any(state.frames[p].prepared for p in state.closed_set):
+        return MakePlan(session=state.session, revision=state.revision)
+    reason = Reason(
+        rule="no_usable_frames",
+        value=len(state.closed_set),
+        threshold=1,
+        message=f"none of {len(state.closed_set)} frames could be used",
+    )
+    return End(session=state.session, revision=state.revision, outcome="empty", reason=reason)
+
+
+def _after_plan(state: SessionState, plan: Plan) -> list[Instruction]:
+    session, revision = state.session, state.revision
+    if not plan.tiles:
+        rules = sorted({left.reason.rule for left in plan.left_out})
+        reason = Reason(rule="no_tiles", value=", ".join(rules), message="no frame could be placed on the sky")
+        return [End(session=session, revision=revision, outcome="empty", reason=reason)]
+    tiles = pending_tiles(state)
+    if tiles:
+        return [StackTile(session=session, revision=revision, tile=t.tile) for t in tiles]
+    mosaics = pending_mosaics(state)
+    if mosaics:
+        return [MakeMosaic(session=session, revision=revision, mosaic=m.name) for m in mosaics]
+    if not state.published:
+        first = next(iter(state.failed.values())).reason
+        reason = Reason(rule="all_tiles_failed", value=len(state.failed), message=first.message or first.rule)
+        return [End(session=session, revision=revision, outcome="failed", reason=reason)]
+    return [Clean(session=session, revision=revision, outcome="done")]

@@ -1,0 +1,329 @@
+"""Phase 2: a closed set of frames becomes a tile plan.
+
+Pure and deterministic: the same frames and settings give the same plan, whatever order they arrived in (C7). Frames
+that may not mix (filter, camera, exposure, gain, binning, size, Bayer pattern, mount mode) never share a group (C3);
+within a group they share a pointing and an orientation. Every tile's grid is a window of its mosaic's lattice (one
+tangent plane, one scale, one orientation, whole-pixel offsets), so a tile lands in the mosaic without a second
+interpolation.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+
+from zemosaicd import sphere
+from zemosaicd.core import mount
+from zemosaicd.model import FrameId, FramePlan, Grid, LeftOut, MosaicSpec, MountMode, Plan, Reason, TileSpec, Wcs
+
+Box = tuple[int, int, int, int]
+"""x0, y0, x1, y1 on a lattice, in whole pixels; x1 and y1 are excluded."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class PlanSettings:
+    """What the plan depends on besides the frames (table [plan] of the configuration, and what bears on it)."""
+
+    batch_cap: int = 0
+    batch_overlap: int = 0
+    group_radius_fraction: float = 0.35
+    group_rotation_deg: float = 10.0
+    min_frames: int = 1
+    max_mosaic_pixels: int = 1_000_000_000
+    sparse_limit: float = 12.0
+    orientation: str = "auto"
+    altaz_cleanup_requested: bool = False
+    band_budget_bytes: int = 512 << 20
+
+
+def canonical(frames: Iterable[FramePlan]) -> list[FramePlan]:
+    """Canonical order: by start of exposure, then by content."""
+    return sorted(frames, key=lambda f: (f.facts.observed_s or 0.0, f.frame))
+
+
+def kind_of(frame: FramePlan) -> tuple[str, ...]:
+    """What separates groups besides where they look (C3). Frames of different kinds never mix."""
+    f = frame.facts
+    return (
+        mosaic_key(frame),
+        f.camera,
+        f"{f.exposure_s:g}s",
+        f.gain,
+        f.binning,
+        f"{f.width}x{f.height}",
+        f.bayer,
+        frame.mount_mode.value,
+    )
+
+
+def mosaic_key(frame: FramePlan) -> str:
+    """What separates mosaics: filter, and colour against mono (default policy: same filter)."""
+    return f"{frame.facts.filter_name or 'none'}-{'rgb' if frame.facts.channels == 3 else 'mono'}"
+
+
+def _grid(frame: FramePlan) -> Grid:
+    return Grid(wcs=frame.wcs, width=frame.facts.width, height=frame.facts.height)
+
+
+def _turn_deg(a: Wcs, b: Wcs) -> float:
+    """Angle between two frames' rectangles, modulo half a turn: a meridian flip covers the same sky."""
+    d = (sphere.position_angle_deg(a) - sphere.position_angle_deg(b)) % 180.0
+    return min(d, 180.0 - d)
+
+
+def pointings(frames: Sequence[FramePlan], settings: PlanSettings) -> list[list[FramePlan]]:
+    """Frames of one kind, in canonical order, gathered round the first frame of each pointing and orientation."""
+    groups: list[list[FramePlan]] = []
+    for frame in frames:
+        centre = sphere.centre_of(_grid(frame))
+        short_deg = min(frame.facts.width, frame.facts.height) * sphere.scale_arcsec(frame.wcs) / 3600.0
+        best: tuple[float, list[FramePlan]] | None = None
+        for group in groups:
+            away = sphere.separation_deg(centre, sphere.centre_of(_grid(group[0])))
+            near = away <= settings.group_radius_fraction * short_deg
+            if near and _turn_deg(frame.wcs, group[0].wcs) <= settings.group_rotation_deg:
+                best = min(best or (away, group), (away, group), key=lambda pair: pair[0])
+        if best is None:
+            groups.append([frame])
+        else:
+            best[1].append(frame)
+    return groups
+
+
+def batches(count: int, cap: int, overlap: int) -> list[tuple[int, int]]:
+    """Even ranges that cover `count` frames with at most `cap` in each, neighbours sharing `overlap` frames (R8)."""
+    if cap <= 0 or count <= cap:
+        return [(0, count)]
+    shared = min(overlap, cap - 1)
+    number = math.ceil((count - shared) / (cap - shared))
+    length = math.ceil((count + (number - 1) * shared) / number)
+    return [(i * (length - shared), min(i * (length - shared) + length, count)) for i in range(number)]
+
+
+def reference_of(frames: Sequence[FramePlan]) -> FrameId:
+    """The frame that others are held against: most stars, sharpest, least noise; ties go to the first."""
+
+    def merit(frame: FramePlan) -> float:
+        noise = sum(frame.noise_adu) / max(1, len(frame.noise_adu))
+        return frame.stars * frame.transparency / max(1e-6, frame.fwhm_px**2 * max(noise, 1e-6))
+
+    return max(frames, key=merit).frame
+
+
+def lattice(frames: Sequence[FramePlan], orientation: str) -> Wcs:
+    """The tangent plane of a mosaic: at the mean direction of its frames, at their median scale.
+
+    "north": north up, east left. "auto": turned to the rectangle of least area round all footprints (rotating
+    calipers), by the quarter turn that keeps north nearest to up.
+    """
+    grids = [_grid(f) for f in frames]
+    ra, dec = sphere.position(sphere.mean_direction(sphere.centre_of(g) for g in grids))
+    scales = sorted(sphere.scale_arcsec(g.wcs) for g in grids)
+    s = scales[len(scales) // 2] / 3600.0
+    north = Wcs(ra_deg=ra, dec_deg=dec, x_px=0.0, y_px=0.0, cd=(-s, 0.0, 0.0, s))
+    if orientation == "north":
+        return north
+    points = [p for g in grids for v in sphere.footprint(g) if (p := sphere.sky_to_pixel(north, v)) is not None]
+    turn = _least_rectangle_rad(points)
+    c, n = math.cos(turn), math.sin(turn)
+    return Wcs(ra_deg=ra, dec_deg=dec, x_px=0.0, y_px=0.0, cd=(-s * c, s * n, s * n, s * c))
+
+
+def _least_rectangle_rad(points: Sequence[tuple[float, float]]) -> float:
+    """Turn in (-pi/4, pi/4] of the least rectangle round the points; an edge of it lies on the hull."""
+    hull = _hull(points)
+    best_area, best_turn = math.inf, 0.0
+    for (x0, y0), (x1, y1) in zip(hull, hull[1:] + hull[:1], strict=True):
+        turn = math.atan2(y1 - y0, x1 - x0)
+        turn -= math.pi / 2 * round(turn / (math.pi / 2))
+        c, s = math.cos(turn), math.sin(turn)
+        us = [c * x + s * y for x, y in hull]
+        vs = [c * y - s * x for x, y in hull]
+        area = (max(us) - min(us)) * (max(vs) - min(vs))
+        if area < best_area * (1.0 - 1e-9):
+            best_area, best_turn = area, turn
+    return best_turn
+
+
+def _hull(points: Sequence[tuple[float, float]]) -> list[tuple[float, float]]:
+    """Convex hull, counter-clockwise (Andrew's monotone chain)."""
+    ordered = sorted(set(points))
+
+    def half(sequence: Iterable[tuple[float, float]]) -> list[tuple[float, float]]:
+        chain: list[tuple[float, float]] = []
+        for p in sequence:
+            while len(chain) >= 2 and _cross(chain[-2], chain[-1], p) <= 0:
+                chain.pop()
+            chain.append(p)
+        return chain[:-1]
+
+    return half(ordered) + half(reversed(ordered))
+
+
+def _cross(o: tuple[float, float], a: tuple[float, float], b: tuple[float, float]) -> float:
+    return (a[0] - o[0]) * (b[1] - o[1]) - (a[1] - o[1]) * (b[0] - o[0])
+
+
+def window(frames: Iterable[FramePlan], base: Wcs) -> Box | None:
+    """The whole-pixel box of the lattice that holds all footprints; None if one lies on the far side of the sky."""
+    points = [sphere.sky_to_pixel(base, v) for f in frames for v in sphere.footprint(_grid(f))]
+    if not points or any(p is None for p in points):
+        return None
+    xs, ys = [p[0] for p in points if p], [p[1] for p in points if p]
+    # A footprint's edge runs half a pixel outside its outermost pixel centres; centres inside it are kept.
+    return math.ceil(min(xs)), math.ceil(min(ys)), math.floor(max(xs)) + 1, math.floor(max(ys)) + 1
+
+
+def cut(base: Wcs, box: Box) -> Grid:
+    """The grid of a window of a lattice."""
+    x0, y0, x1, y1 = box
+    wcs = Wcs(ra_deg=base.ra_deg, dec_deg=base.dec_deg, x_px=base.x_px - x0, y_px=base.y_px - y0, cd=base.cd)
+    return Grid(wcs=wcs, width=x1 - x0, height=y1 - y0)
+
+
+def union(grids: Iterable[Grid], base: Wcs) -> Grid:
+    """The window of the lattice that holds all given windows of it (Phase 4)."""
+    boxes = [box_of(g, base) for g in grids]
+    return cut(
+        base,
+        (min(b[0] for b in boxes), min(b[1] for b in boxes), max(b[2] for b in boxes), max(b[3] for b in boxes)),
+    )
+
+
+def box_of(grid: Grid, base: Wcs) -> Box:
+    """Where a window lies on its lattice."""
+    x0, y0 = round(base.x_px - grid.wcs.x_px), round(base.y_px - grid.wcs.y_px)
+    return x0, y0, x0 + grid.width, y0 + grid.height
+
+
+def _area(box: Box) -> int:
+    return (box[2] - box[0]) * (box[3] - box[1])
+
+
+def _together(groups: list[list[FramePlan]], settings: PlanSettings) -> tuple[list[list[FramePlan]], list[LeftOut]]:
+    """Drops pointings so far from the rest that the mosaic would be nearly all empty (a wrong field, a slew)."""
+    left_out: list[LeftOut] = []
+    groups = list(groups)
+    while len(groups) > 1:
+        base = lattice([f for g in groups for f in g], "north")
+        boxes = [window(g, base) for g in groups]
+        whole = window([f for g in groups for f in g], base)
+        sizes = [g[0].facts.width * g[0].facts.height for g in groups]
+        if whole is not None and all(boxes):
+            area = _area(whole)
+            if area <= settings.sparse_limit * sum(sizes) and area <= settings.max_mosaic_pixels:
+                break
+            ratio: float = area / sum(sizes)
+        else:
+            ratio = math.inf
+        main = sphere.mean_direction(sphere.centre_of(_grid(f)) for f in max(groups, key=len))
+        farthest = max(groups, key=lambda g: sphere.separation_deg(main, sphere.centre_of(_grid(g[0]))))
+        away = sphere.separation_deg(main, sphere.centre_of(_grid(farthest[0])))
+        groups.remove(farthest)
+        reason = Reason(
+            rule="far_from_target",
+            value=round(away, 2),
+            threshold=settings.sparse_limit,
+            message=f"{away:.2f} deg from the other frames: the mosaic would be {ratio:.0f} times its tiles' area",
+        )
+        left_out += [LeftOut(frame=f.frame, path=f.path, reason=reason) for f in farthest]
+    return groups, left_out
+
+
+def make_plan(frames: Iterable[FramePlan], left_out: Sequence[LeftOut], settings: PlanSettings) -> Plan:
+    """The tile plan of a closed set of solved frames; `left_out` are frames that already have a reason."""
+    ordered = canonical(frames)
+    counts = mount.summary(f.mount_mode for f in ordered)
+    enabled, decision = mount.global_cleanup(counts, settings.altaz_cleanup_requested)
+    tiles: list[TileSpec] = []
+    mosaics: list[MosaicSpec] = []
+    dropped = list(left_out)
+    for name in sorted({mosaic_key(f) for f in ordered}):
+        members = [f for f in ordered if mosaic_key(f) == name]
+        groups: list[list[FramePlan]] = []
+        for kind in sorted({kind_of(f) for f in members}):
+            groups += pointings([f for f in members if kind_of(f) == kind], settings)
+        groups, far = _together(groups, settings)
+        small = [g for g in groups if len(g) < settings.min_frames]
+        dropped += far + [_too_few(f, len(g), settings.min_frames) for g in small for f in g]
+        groups = [g for g in groups if len(g) >= settings.min_frames]
+        if not groups:
+            continue
+        base = lattice([f for g in groups for f in g], settings.orientation)
+        made = _tiles(groups, base, name, len(tiles), settings)
+        tiles += made
+        mosaics.append(
+            MosaicSpec(
+                name=name,
+                filter_name=members[0].facts.filter_name,
+                channels=members[0].facts.channels,
+                lattice=base,
+                tiles=tuple(t.tile for t in made),
+            )
+        )
+    used = {f for t in tiles for f in t.frames}
+    return Plan(
+        frames={f.frame: f for f in ordered if f.frame in used},
+        tiles=tuple(tiles),
+        mosaics=tuple(mosaics),
+        left_out=tuple(dropped),
+        mount_modes=counts,
+        contains_altaz=counts[MountMode.ALT_AZ] > 0,
+        altaz_cleanup=enabled,
+        altaz_decision=decision,
+        disk_bytes=_disk_bytes(tiles, mosaics),
+        memory_bytes=max((_memory_bytes(t, settings) for t in tiles), default=0),
+    )
+
+
+def _too_few(frame: FramePlan, count: int, least: int) -> LeftOut:
+    reason = Reason(rule="too_few_frames", value=count, threshold=least, message=f"{count} frames at this pointing")
+    return LeftOut(frame=frame.frame, path=frame.path, reason=reason)
+
+
+def _tiles(groups: list[list[FramePlan]], base: Wcs, mosaic: str, first: int, settings: PlanSettings) -> list[TileSpec]:
+    """One tile a batch of a group, with its window of the lattice."""
+    tiles: list[TileSpec] = []
+    for number, group in enumerate(groups, 1):
+        for start, stop in batches(len(group), settings.batch_cap, settings.batch_overlap):
+            part = group[start:stop]
+            box = window(part, base)
+            if box is None:  # _together keeps groups on the near side
+                raise ValueError("a group lies on the far side of its own tangent plane")
+            tiles.append(
+                TileSpec(
+                    tile=first + len(tiles) + 1,
+                    mosaic=mosaic,
+                    group=f"{mosaic}-{number}",
+                    frames=tuple(f.frame for f in part),
+                    reference=reference_of(part),
+                    grid=cut(base, box),
+                    channels=part[0].facts.channels,
+                    mount_mode=part[0].mount_mode,
+                )
+            )
+    return tiles
+
+
+def tile_bytes(grid: Grid, channels: int) -> int:
+    """Size on disk of a tile or mosaic: picture and weight in float32 a channel, coverage, alpha."""
+    return grid.width * grid.height * (8 * channels + 6) + 64 * 2880
+
+
+def _disk_bytes(tiles: Sequence[TileSpec], mosaics: Sequence[MosaicSpec]) -> int:
+    total = sum(tile_bytes(t.grid, t.channels) for t in tiles)
+    for m in mosaics:
+        total += tile_bytes(union((t.grid for t in tiles if t.tile in m.tiles), m.lattice), m.channels)
+    return total
+
+
+def band_rows(tile: TileSpec, settings_bytes: int) -> int:
+    """Rows a band of this tile may have so that samples, masks and one source stay within the budget (M5)."""
+    per_row = len(tile.frames) * tile.grid.width * tile.channels * 6 + tile.grid.width * tile.channels * 24
+    return max(8, min(tile.grid.height, settings_bytes // max(1, per_row)))
+
+
+def _memory_bytes(tile: TileSpec, settings: PlanSettings) -> int:
+    rows = band_rows(tile, settings.band_budget_bytes)
+    return rows * tile.grid.width * tile.channels * (6 * len(tile.frames) + 24)

@@ -1,0 +1,146 @@
+"""A picture for people: the mosaic scaled down, its sky made neutral, stretched; and a few figures of quality.
+
+Pictures are turned upside down against the array: FITS counts rows from the bottom, pictures from the top. North is
+not turned up. Nothing here changes measured pixels.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+
+F32 = NDArray[np.float32]
+U8 = NDArray[np.uint8]
+
+NO_DATA_GREY = 56
+"""Grey of pixels that nothing was seen in: between the sky (about 30) and the nebulae, and without any grain."""
+SKY_GREY = 30
+BLACK_SIGMA = 2.8
+WHITE_PERCENTILE = 99.8
+LOWEST_WHITE_SIGMA = 40.0
+CELL_PX = 16
+SAMPLE_PIXELS = 1_000_000
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Quality:
+    """Figures of one channel set, each a tuple in channel order, in the cube's units (ADU).
+
+    `sky`: mode-like centre of the darker half; `noise`: standard deviation of one pixel from neighbouring pixels;
+    `unevenness`: standard deviation of the sky on 1/16 of the width (gradients and seams); `filled`: share of pixels
+    with data in all channels. Sky and noise of a large mosaic come from about a million of its pixels.
+    """
+
+    sky: tuple[float, ...]
+    noise: tuple[float, ...]
+    unevenness: tuple[float, ...]
+    filled: float
+
+
+def block_mean(cube: F32, factor: int) -> F32:
+    """Mean of factor x factor blocks of (C, H, W), NaN left out; NaN where less than half of a block has data."""
+    if factor == 1:
+        return cube
+    channels, height, width = cube.shape
+    h, w = -(-height // factor), -(-width // factor)
+    out = np.empty((channels, h, w), np.float32)
+    x_edge = np.arange(0, width, factor)
+    for row in range(h):
+        band = cube[:, row * factor : (row + 1) * factor].astype(np.float64)
+        good = np.isfinite(band)
+        total = np.add.reduceat(np.where(good, band, 0.0).sum(axis=1), x_edge, axis=1)
+        count = np.add.reduceat(good.sum(axis=1), x_edge, axis=1)
+        size = np.add.reduceat(np.full(width, band.shape[1]), x_edge)
+        with np.errstate(invalid="ignore", divide="ignore"):
+            out[:, row] = np.where(count * 2 >= size, total / count, np.nan)
+    return out
+
+
+def stretch(cube: F32, max_px: int = 2048) -> U8:
+    """8-bit picture of a (C, H, W) float32 mosaic, longer side <= max_px: (h, w, 3) for three channels, else (h, w, 1).
+
+    NaN is a pixel never seen: flat grey `NO_DATA_GREY`. Each channel's sky (darkest quarter) goes to one dark grey;
+    then one asinh curve of the brightness, the same for all channels (Lupton et al. 2004), so that stars keep their
+    colours. More or fewer than three channels are shown as their mean. Never raises for a cube without data.
+    """
+    if cube.ndim != 3 or max_px < 1:
+        raise ValueError("a (C, H, W) cube and a positive size are needed")
+    small = block_mean(cube, max(1, -(-max(cube.shape[1:]) // max_px)))
+    if small.shape[0] != 3:
+        small = small.mean(axis=0, keepdims=True)
+    seen: NDArray[np.bool_] = np.asarray(np.isfinite(small).all(axis=0))
+    picture = np.full((*small.shape[1:], small.shape[0]), NO_DATA_GREY, np.uint8)
+    if seen.any():
+        picture[seen] = _curve(small, seen).T
+    return np.ascontiguousarray(picture[::-1])
+
+
+def quality(cube: F32) -> Quality:
+    """Sky, noise and unevenness of a (C, H, W) float32 mosaic with NaN where nothing was seen."""
+    filled = float(np.isfinite(cube).all(axis=0).mean())
+    sky, noise, uneven = [], [], []
+    coarse = block_mean(cube, max(1, cube.shape[2] // 16))
+    every = max(1, cube[0].size // SAMPLE_PIXELS)
+    for plane, blocks in zip(cube[:, ::every], coarse, strict=True):
+        values = plane[np.isfinite(plane)]
+        sky.append(_sky(values)[0] if values.size else math.nan)
+        step = plane[:, 1:] - plane[:, :-1]
+        step = step[np.isfinite(step)]
+        noise.append(1.4826 * float(np.median(np.abs(step))) / math.sqrt(2) if step.size else math.nan)
+        cells = blocks[np.isfinite(blocks)]
+        uneven.append(1.4826 * float(np.median(np.abs(cells - np.median(cells)))) if cells.size else math.nan)
+    return Quality(sky=tuple(sky), noise=tuple(noise), unevenness=tuple(uneven), filled=filled)
+
+
+def _sky(values: F32) -> tuple[float, float]:
+    """(centre, sigma) of the sky: median after clipping above, the spread from its darker side."""
+    kept = values
+    for _ in range(5):
+        centre = float(np.median(kept))
+        below = kept[kept <= centre]
+        sigma = 1.4826 * float(np.median(centre - below)) if below.size else 0.0
+        smaller = kept[kept <= centre + 3 * sigma]
+        if smaller.size == kept.size or smaller.size < 16:
+            break
+        kept = smaller
+    return centre, max(sigma, 1e-6 * max(1.0, abs(centre)))
+
+
+def _dark_sky(small: F32, seen: NDArray[np.bool_]) -> F32:
+    """Level of each channel (C,) in the darkest quarter of the picture, the same cells for all: no nebula."""
+    cells = block_mean(np.where(seen, small, np.float32(np.nan)), CELL_PX).reshape(len(small), -1)
+    cells = cells[:, np.isfinite(cells).all(axis=0)]
+    if cells.shape[1] < 16:
+        return np.array([_sky(v)[0] for v in small[:, seen]], np.float32)
+    brightness = cells.mean(axis=0)
+    return np.asarray(np.median(cells[:, brightness <= np.percentile(brightness, 25)], axis=1), np.float32)
+
+
+def _curve(small: F32, seen: NDArray[np.bool_]) -> U8:
+    """Neutral sky, linked asinh, 8 bits: the seen pixels of (C, h, w) -> (C, n)."""
+    values = small[:, seen]
+    lifted = values - _dark_sky(small, seen)[:, None]
+    sigma = float(np.median([_sky(v)[1] for v in values]))
+    # Black lies BLACK_SIGMA below the sky, so that the grain of the sky is not cut off.
+    lifted = np.maximum(lifted + np.float32(BLACK_SIGMA * sigma), 0)
+    brightness = lifted.mean(axis=0)
+    white = max(float(np.percentile(brightness, WHITE_PERCENTILE)), LOWEST_WHITE_SIGMA * sigma)
+    softening = _softening(BLACK_SIGMA * sigma / white)
+    ratio = np.arcsinh(brightness / (white * softening)) / math.asinh(1 / softening)
+    gain = np.divide(ratio, brightness, out=np.zeros_like(ratio), where=brightness > 0)
+    shown = lifted * gain
+    shown /= np.maximum(shown.max(axis=0), 1)  # all channels come down together: no star turns white
+    return np.asarray((shown * 255 + 0.5).astype(np.uint8))
+
+
+def _softening(sky: float) -> float:
+    """The asinh softening that shows a sky at `sky` (share of white) as SKY_GREY, by bisection."""
+    low, high = 1e-6, 1e3
+    for _ in range(60):
+        middle = math.sqrt(low * high)
+        shown = math.asinh(sky / middle) / math.asinh(1 / middle)
+        low, high = (middle, high) if shown > SKY_GREY / 255 else (low, middle)
+    return high

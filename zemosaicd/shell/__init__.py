@@ -1,0 +1,1 @@
+"""The shell acts: asyncio, the only storey with effects."""

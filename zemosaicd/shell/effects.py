@@ -1,0 +1,401 @@
+"""Instructions carried out: each is a coroutine that runs jobs, and journals what came of them.
+
+Order is always *journal the result -> release the caches -> unlink* (R4, R9). A job's own refusal becomes an event; a
+disk that is full or gone pauses the session and is tried again (F8, F22); anything else a job raises is reported as
+`internal_error` against that frame or tile, so that one strange file never stops the daemon.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Awaitable, Callable
+from dataclasses import replace
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+from zemosaicd.core import lifecycle, mount
+from zemosaicd.core.events import (
+    ArtefactMade,
+    FramePrepared,
+    FrameRejected,
+    JobStarted,
+    MosaicPublished,
+    SessionCleaned,
+    SessionEnded,
+    SessionPlanned,
+    TileDone,
+    TileFailed,
+)
+from zemosaicd.core.lifecycle import Clean, End, Instruction, MakePlan, Prepare, SessionState, StackTile
+from zemosaicd.core.report import build_report
+from zemosaicd.model import (
+    Artefact,
+    ArtefactKind,
+    FrameId,
+    FramePlan,
+    LogNote,
+    Plan,
+    Reason,
+    SessionFailed,
+    TileSpec,
+    ZemosaicdError,
+)
+from zemosaicd.shell import cleanup, outputs
+from zemosaicd.shell.caches import CacheTable
+from zemosaicd.shell.engine import Engine
+from zemosaicd.shell.executors import Job
+from zemosaicd.shell.layout import Layout
+from zemosaicd.shell.log import Logger
+from zemosaicd.shell.sessions import SessionConfigs
+from zemosaicd.shell.space import DiskGate
+from zemosaicd.work import jobs, planning
+
+RunJob = Callable[[Job, int], Awaitable[Any]]
+"""Runs a job at a priority (lower first) within the configured time."""
+
+FRAMES_FIRST, TILES_AFTER = 0, 1
+"""Priorities: a frame that arrives is not starved behind tiles (C7)."""
+
+MAX_INTERRUPTED = 5
+"""A job that was begun so often without an end is a poison job, or the power is; its tile becomes a hole (F21)."""
+
+
+class Effects:
+    """Carries out instructions for one engine."""
+
+    def __init__(
+        self, engine: Engine, run_job: RunJob, configs: SessionConfigs, layout: Layout, gate: DiskGate, log: Logger
+    ) -> None:
+        self._engine = engine
+        self._run = run_job
+        self._configs = configs
+        self._layout = layout
+        self._gate = gate
+        self._log = log
+        self._tables: dict[tuple[str, int], CacheTable] = {}
+        self._rebuilds: dict[str, asyncio.Future[Reason | None]] = {}
+
+    async def perform(self, instruction: Instruction) -> None:
+        """Carries out one instruction; what came of it is journalled when this returns."""
+        state = self._engine.states[instruction.session]
+        match instruction:
+            case Prepare():
+                await self._prepare(state, instruction.path)
+            case MakePlan():
+                await self._plan(state)
+            case StackTile():
+                await self._stack(state, instruction.tile)
+            case lifecycle.MakeMosaic():
+                await self._mosaic(state, instruction.mosaic)
+            case End():
+                await self._end(state, instruction.outcome, instruction.reason)
+            case Clean():
+                await self._clean(state, instruction.outcome)
+            case _:
+                raise TypeError(f"no effect for {instruction}")
+
+    # --- Phase 1 ---------------------------------------------------------------------------------------------------
+
+    async def _prepare(self, state: SessionState, path: str) -> None:
+        config = self._configs.of(state)
+        record = state.frames[path]
+        cache = self._layout.cache(state.session, path, record.fingerprint)
+        artefact = Artefact(path=str(cache), kind=ArtefactKind.CACHE)
+        await self._engine.record(ArtefactMade(session=state.session, artefact=artefact))
+        cache.parent.mkdir(parents=True, exist_ok=True)
+        job = jobs.PrepareFrame(
+            path=path,
+            cache=str(cache),
+            budget=self._configs.budget(config),
+            scale_arcsec=config.frames.pixel_scale_arcsec,
+        )
+        try:
+            prepared = await self._gate.retrying(state.session, partial(self._run, job, FRAMES_FIRST))
+        except ZemosaicdError as error:
+            reason = error.reason
+        except OSError as error:
+            reason = Reason(rule="unreadable", value=str(error.strerror), message=f"{path}: {error.strerror}")
+        except Exception as error:  # noqa: BLE001 - one strange frame must not stop the daemon
+            self._log.exception("internal_error", session=state.session, subject=path)
+            reason = Reason(rule="internal_error", value=type(error).__name__, message=str(error))
+        else:
+            await self._engine.record(FramePrepared(session=state.session, path=path, prepared=prepared))
+            outputs.log_prepared(self._log, state.session, prepared)
+            return
+        event = FrameRejected(session=state.session, path=path, fingerprint=record.fingerprint, reason=reason)
+        await self._engine.record(event)
+        outputs.log_rejected(self._log, state.session, path, reason)
+
+    # --- Phase 2 ---------------------------------------------------------------------------------------------------
+
+    async def _plan(self, state: SessionState) -> None:
+        session, revision = state.session, state.revision
+        config = self._configs.of(state)
+        self._log.info("PHASE_UPDATE", session=session, phase="2")
+        frames_file, plan_file = self._layout.frames_file(session, revision), self._layout.plan_file(session, revision)
+        await self._engine.record(
+            *(
+                ArtefactMade(session=session, artefact=Artefact(path=str(p), kind=ArtefactKind.SCRATCH))
+                for p in (frames_file, plan_file)
+            )
+        )
+        request = planning.PlanRequest(
+            frames=tuple(r.prepared for _, r in sorted(state.frames.items()) if r.prepared is not None),
+            settings=self._configs.plan_settings(config),
+            mount_mode=config.session.mount_mode,
+        )
+        job = jobs.PlanSession(frames_path=str(frames_file), plan_path=str(plan_file))
+
+        async def attempt() -> jobs.PhaseMade:
+            await asyncio.to_thread(planning.write_request, request, frames_file)
+            made: jobs.PhaseMade = await self._run(job, TILES_AFTER)
+            return made
+
+        try:
+            made = await self._gate.retrying(session, attempt)
+            plan = await asyncio.to_thread(planning.read_plan, plan_file)
+        except Exception as error:  # noqa: BLE001 - reported as the session's failure
+            await self._fail(state, error)
+            return
+        outputs.log_notes(
+            self._log, session, (*made.notes, *mount.decision_notes(plan.mount_modes, plan.altaz_decision))
+        )
+        key = outputs.content_key(plan, self._configs.content(config))
+        if key == state.last_key and outputs.all_there(state.last_published):
+            where = next(iter(state.last_published.values())).path
+            reason = Reason(rule="unchanged", value=where, message=f"the same frames and settings as before: {where}")
+            await self._end(state, "unchanged", reason)
+            return
+        tiles = [
+            ArtefactMade(
+                session=session,
+                artefact=Artefact(path=str(self._layout.master_tile(session, t.tile)), kind=ArtefactKind.MASTER_TILE),
+            )
+            for t in plan.tiles
+        ]
+        outputs.log_plan(self._log, session, plan, made)
+        await self._engine.record(*tiles, SessionPlanned(session=session, revision=revision, plan=plan, key=key))
+
+    # --- Phase 3 ---------------------------------------------------------------------------------------------------
+
+    async def _table(self, state: SessionState, plan: Plan) -> CacheTable:
+        """The refcount table of this revision, built from the journal's plan and results, never from memory (R9)."""
+        key = (state.session, state.revision)
+        if key not in self._tables:
+            self._log.info("PHASE_UPDATE", session=state.session, phase="3")
+            users = {t.tile: [plan.frames[f].cache for f in t.frames] for t in plan.tiles}
+            self._tables[key] = CacheTable(
+                users,
+                root=str(self._layout.caches(state.session)),
+                retention=self._configs.of(state).cleanup.cache_retention,
+                finished=set(state.done) | set(state.failed),
+                log=self._log.bind(session=state.session),
+            )
+            await self._tables[key].start()
+        return self._tables[key]
+
+    async def _stack(self, state: SessionState, number: int) -> None:
+        plan = _plan_of(state)
+        spec = next(t for t in plan.tiles if t.tile == number)
+        table = await self._table(state, plan)
+        outputs.log_notes(self._log, state.session, [mount.gating_note(number, spec.mount_mode, plan.altaz_cleanup)])
+        await self._gate.room(state.session, self._layout, plan.disk_bytes, self._configs.of(state).service)
+        event = await self._tile_result(state, plan, spec)
+        await self._engine.record(event)
+        await table.release(number)
+        if not lifecycle.pending_tiles(state):
+            await table.finish()
+        if isinstance(event, TileDone):
+            self._log.info("tile_stacked", session=state.session, tile=number, **event.figures)
+        else:
+            self._log.warning(
+                "run_warn_phase3_master_tile_creation_failed_thread",
+                session=state.session,
+                stack_num=number,
+                reason=event.reason.message or event.reason.rule,
+            )
+
+    async def _tile_result(self, state: SessionState, plan: Plan, spec: TileSpec) -> TileDone | TileFailed:
+        """Tries a tile until it is done or its last try is spent; its caches are not released in between (R4)."""
+        session, revision, config = state.session, state.revision, self._configs.of(state)
+        output = self._layout.master_tile(session, spec.tile)
+        settings = self._configs.stack_settings(config)
+        reason = Reason(rule="interrupted", threshold=MAX_INTERRUPTED, message="begun too often without an end")
+        name = f"tile {spec.tile}"
+        first = state.attempts.get(name, 0) + 1
+        for attempt in range(first, min(first + config.tiles.attempts, MAX_INTERRUPTED + 1)):
+            await self._engine.record(JobStarted(session=session, revision=revision, job=name, attempt=attempt))
+            try:
+                without = await self._ensure_caches(state, [plan.frames[f] for f in spec.frames])
+                self._refuse_empty(spec, without)
+                job = jobs.StackTile(
+                    plan_path=str(self._layout.plan_file(session, revision)),
+                    tile=spec.tile,
+                    without=tuple(without),
+                    output=str(output),
+                    settings=settings,
+                )
+                made = await self._gate.retrying(session, partial(self._run, job, TILES_AFTER))
+            except MemoryError:
+                reason = Reason(
+                    rule="out_of_memory", value=settings.band_budget_bytes, message="no memory for its band"
+                )
+                settings = replace(settings, band_budget_bytes=settings.band_budget_bytes // 2)  # F10
+            except ZemosaicdError as error:
+                reason = error.reason
+            except Exception as error:  # noqa: BLE001 - reported as this tile's failure
+                self._log.exception("internal_error", session=session, subject=name)
+                reason = Reason(rule="internal_error", value=type(error).__name__, message=str(error))
+            else:
+                outputs.log_notes(self._log, session, made.notes)
+                figures = {**made.figures, "seconds": made.seconds, "peak_rss_mb": made.peak_rss_mb, "without": without}
+                return TileDone(
+                    session=session,
+                    revision=revision,
+                    tile=spec.tile,
+                    path=str(output),
+                    frames_used=len(spec.frames) - len(without),
+                    figures=figures,
+                )
+            self._log.warning("tile_failed", session=session, tile=spec.tile, attempt=attempt, rule=reason.rule,
+                              reason=reason.message or reason.rule)  # fmt: skip
+        return TileFailed(session=session, revision=revision, tile=spec.tile, reason=reason)
+
+    def _refuse_empty(self, spec: TileSpec, without: list[FrameId]) -> None:
+        if len(without) == len(spec.frames):
+            self._log.error("mastertile_error_no_valid_images_from_cache", tile_id=spec.tile)
+            message = f"tile {spec.tile}: none of its {len(spec.frames)} caches could be had"
+            raise SessionFailed(Reason(rule="mastertile_error_no_valid_images_from_cache", message=message))
+
+    async def _ensure_caches(self, state: SessionState, frames: list[FramePlan]) -> list[FrameId]:
+        """Makes caches that have gone again, from the user's frames (P10); returns the frames that cannot be had."""
+        missing = [f for f in frames if not Path(f.cache).exists()]
+        reasons = await asyncio.gather(*(self._rebuild(state, f) for f in missing))
+        gone = [(f, r) for f, r in zip(missing, reasons, strict=True) if r is not None]
+        for frame, reason in gone:
+            self._log.warning(
+                "mastertile_warn_cache_file_missing",
+                session=state.session,
+                filename=frame.path,
+                cache_path=frame.cache,
+                reason=reason.message or reason.rule,
+            )
+        return [f.frame for f, _ in gone]
+
+    async def _rebuild(self, state: SessionState, frame: FramePlan) -> Reason | None:
+        """One rebuild a cache at a time, whoever asks: tiles that share it wait for the same future."""
+        if frame.cache in self._rebuilds:
+            return await asyncio.shield(self._rebuilds[frame.cache])
+        future: asyncio.Future[Reason | None] = asyncio.get_running_loop().create_future()
+        self._rebuilds[frame.cache] = future
+        reason: Reason | None = None
+        try:
+            artefact = Artefact(path=frame.cache, kind=ArtefactKind.CACHE)
+            await self._engine.record(ArtefactMade(session=state.session, artefact=artefact))
+            Path(frame.cache).parent.mkdir(parents=True, exist_ok=True)
+            budget = self._configs.budget(self._configs.of(state))
+            job = jobs.RebuildCache(path=frame.path, cache=frame.cache, frame=frame.frame, budget=budget)
+            await self._gate.retrying(state.session, partial(self._run, job, FRAMES_FIRST))
+        except ZemosaicdError as error:
+            reason = error.reason
+        except OSError as error:
+            reason = Reason(rule="unreadable", value=str(error.strerror), message=f"{frame.path}: {error.strerror}")
+        finally:
+            del self._rebuilds[frame.cache]
+            future.set_result(reason)
+        return reason
+
+    # --- Phases 4 to 6 ---------------------------------------------------------------------------------------------
+
+    async def _mosaic(self, state: SessionState, name: str) -> None:
+        session, revision, config = state.session, state.revision, self._configs.of(state)
+        plan = _plan_of(state)
+        spec = next(m for m in plan.mosaics if m.name == name)
+        for phase in ("4", "5", "6"):
+            self._log.info("PHASE_UPDATE", session=session, phase=phase)
+        folder = self._layout.output_folder(state, spec, len(plan.mosaics))
+        staged = await self._gate.retrying(session, lambda: asyncio.to_thread(outputs.stage, folder, revision))
+        await self._engine.record(*(ArtefactMade(session=session, artefact=a) for a in staged.artefacts()))
+        job = jobs.MakeMosaic(
+            plan_path=str(self._layout.plan_file(session, revision)),
+            name=name,
+            tiles=tuple((t, state.done[t].path) for t in spec.tiles if t in state.done),
+            without=tuple(sorted({f for t in spec.tiles if t in state.done for f in state.done[t].figures["without"]})),
+            mosaic=str(staged.mosaic),
+            preview=str(staged.preview),
+            session=session,
+            revision=revision,
+            settings=self._configs.mosaic_settings(config),
+        )
+
+        async def attempt() -> tuple[jobs.PhaseMade, dict[str, object]]:
+            made = await self._run(job, TILES_AFTER)
+            report = build_report(state, spec, made.figures, outputs.cost(made))
+            previous = state.last_published[name].revision if name in state.last_published else 0
+            await outputs.publish(staged, report, previous)
+            return made, report
+
+        await self._gate.room(session, self._layout, plan.disk_bytes, config.service)
+        job_name = f"mosaic {name}"
+        attempts = state.attempts.get(job_name, 0) + 1
+        await self._engine.record(JobStarted(session=session, revision=revision, job=job_name, attempt=attempts))
+        try:
+            if attempts > MAX_INTERRUPTED:
+                raise SessionFailed(Reason(rule="interrupted", value=attempts, threshold=MAX_INTERRUPTED))
+            made, report = await self._gate.retrying(session, attempt)
+        except Exception as error:  # noqa: BLE001 - reported as the session's failure
+            await self._fail(state, error)
+            return
+        outputs.log_notes(self._log, session, made.notes)
+        await self._engine.record(
+            MosaicPublished(
+                session=session,
+                revision=revision,
+                mosaic=name,
+                path=str(staged.final_mosaic),
+                verdict=str(report["verdict"]),
+                figures={**made.figures, "seconds": made.seconds, "peak_rss_mb": made.peak_rss_mb},
+            )
+        )
+        self._log.info("mosaic_published", session=session, path=str(staged.final_mosaic), verdict=report["verdict"])
+
+    # --- endings ---------------------------------------------------------------------------------------------------
+
+    async def _fail(self, state: SessionState, error: Exception) -> None:
+        if isinstance(error, ZemosaicdError):
+            reason = error.reason
+        else:
+            self._log.exception("internal_error", session=state.session, subject=state.session)
+            reason = Reason(rule="internal_error", value=type(error).__name__, message=str(error))
+        await self._end(state, "failed", reason)
+
+    async def _end(self, state: SessionState, outcome: str, reason: Reason) -> None:
+        event = SessionEnded(session=state.session, revision=state.revision, outcome=outcome, reason=reason)
+        await self._engine.record(event)
+        level = "error" if outcome == "failed" else "warning" if outcome == "empty" else "info"
+        fields: dict[str, object] = {"outcome": outcome, "rule": reason.rule, "reason": reason.message or reason.rule}
+        outputs.log_notes(self._log, state.session, [LogNote(level=level, event=f"session_{outcome}", fields=fields)])
+
+    async def _clean(self, state: SessionState, outcome: str) -> None:
+        """Phase 7, from the manifest."""
+        session, revision = state.session, state.revision
+        self._log.info("PHASE_UPDATE", session=session, phase="7")
+        self._tables.pop((session, revision), None)
+        policy = self._configs.cleanup_policy(self._configs.of(state))
+        manifest = list(state.manifest.values())
+        cleaned = await asyncio.to_thread(
+            cleanup.clean, manifest, policy, self._layout.session(session), self._log.bind(session=session)
+        )
+        event = SessionCleaned(
+            session=session, revision=revision, removed=cleaned.removed, kept=cleaned.kept, outcome=outcome
+        )
+        done = outputs.done_fields(state, outcome, cleaned)
+        await self._engine.record(event)
+        self._log.info("session_done", session=session, **done)
+
+
+def _plan_of(state: SessionState) -> Plan:
+    if state.plan is None:
+        raise ValueError(f"{state.session}: no plan in revision {state.revision}")
+    return state.plan

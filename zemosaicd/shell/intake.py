@@ -1,0 +1,161 @@
+"""From settled files to frames of sessions: Phase 0 as the daemon runs it.
+
+A settled file's header is read in a worker; the file is held (not whole yet), refused with its reason, or assigned to
+its session by core.sessions. Nothing here decides; it asks the pure rules and journals their answers.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Sequence
+from functools import partial
+from pathlib import Path
+
+from zemosaicd.checks import ConfigError
+from zemosaicd.core.events import Event, FrameAssigned, FrameRejected, SessionOpened
+from zemosaicd.core.intake import Settled
+from zemosaicd.core.sessions import SessionPolicy, SessionScope, session_for
+from zemosaicd.model import Fingerprint, Reason
+from zemosaicd.shell.effects import FRAMES_FIRST, RunJob
+from zemosaicd.shell.engine import Engine
+from zemosaicd.shell.log import Logger
+from zemosaicd.shell.outputs import log_rejected
+from zemosaicd.shell.sessions import SESSION_FILE, SessionConfigs, folder_settings, scope_of
+from zemosaicd.shell.space import DiskGate
+from zemosaicd.shell.watch import Clock, Watcher
+from zemosaicd.work.jobs import HeaderRead, ReadHeaders
+
+HEADERS_A_JOB = 32
+
+
+class FrameIntake:
+    """Assigns settled files to sessions. `whole_folder` makes one session of everything below it (process DIR)."""
+
+    def __init__(
+        self,
+        engine: Engine,
+        run_job: RunJob,
+        configs: SessionConfigs,
+        gate: DiskGate,
+        clock: Clock,
+        log: Logger,
+        whole_folder: str = "",
+    ) -> None:
+        self._engine = engine
+        self._run = run_job
+        self._configs = configs
+        self._gate = gate
+        self._clock = clock
+        self._log = log
+        self._whole_folder = whole_folder
+        self._scopes = {o.session: scope_of(o) for o in engine.journal.opened()}
+        self._assigning = asyncio.Lock()
+        self.last_arrival_s: dict[str, float] = {}
+
+    @property
+    def scopes(self) -> dict[str, SessionScope]:
+        """Every session that was ever opened, by its id."""
+        return self._scopes
+
+    async def take(self, settled: Sequence[Settled], watcher: Watcher) -> None:
+        """Reads the headers of settled files, some at a time, and journals what each of them is."""
+        parts = [settled[i : i + HEADERS_A_JOB] for i in range(0, len(settled), HEADERS_A_JOB)]
+        await asyncio.gather(*(self._take_part(part, watcher) for part in parts))
+
+    async def _take_part(self, settled: Sequence[Settled], watcher: Watcher) -> None:
+        files = tuple((s.path, s.fingerprint) for s in settled)
+        job = ReadHeaders(files=files, budget=self._configs.budget(self._configs.base))
+        try:
+            answers = await self._gate.retrying("", partial(self._run, job, FRAMES_FIRST))
+        except Exception as error:  # noqa: BLE001 - a file that kills its reader is refused, file by file
+            if len(settled) > 1:
+                for one in settled:
+                    await self._take_part([one], watcher)
+                return
+            reason = Reason(rule="unreadable", value=type(error).__name__, message=str(error))
+            answers = (HeaderRead(path=files[0][0], fingerprint=files[0][1], reason=reason),)
+        for answer in answers:
+            await self._judge(answer, watcher)
+
+    async def _judge(self, answer: HeaderRead, watcher: Watcher) -> None:
+        reason = answer.reason
+        if answer.incomplete and reason is not None:
+            reason = self._hold(answer.path, answer.fingerprint, reason, watcher)
+            if reason is None:
+                return
+        if reason is None and answer.facts is not None:
+            try:
+                settings = await folder_settings(answer.path, watcher.roots, self._configs.base)
+            except ConfigError as error:
+                self._log.error("session_toml_invalid", frame=answer.path, reason=str(error))
+                held = Reason(rule="session_toml", message=str(error))
+                reason = self._hold(answer.path, answer.fingerprint, held, watcher)
+            else:
+                await self._assign(answer, settings)
+                return
+        if reason is not None:
+            event = FrameRejected(session="", path=answer.path, fingerprint=answer.fingerprint, reason=reason)
+            await self._engine.record(event)
+            log_rejected(self._log, "", answer.path, reason)
+
+    def _hold(self, path: str, fingerprint: Fingerprint, reason: Reason, watcher: Watcher) -> Reason | None:
+        """Not usable yet: looked at again later, or refused when its time is over (F6)."""
+        final = watcher.hold(path, fingerprint, reason)
+        if final is None:
+            self._log.info(
+                "frame_waiting", frame=Path(path).name, rule=reason.rule, reason=reason.message or reason.rule
+            )
+        return final
+
+    async def _assign(self, answer: HeaderRead, settings: dict[str, object]) -> None:
+        facts = answer.facts
+        if facts is None:
+            raise ValueError(f"{answer.path}: no facts to assign by")
+        config = self._configs.with_settings(settings)
+        policy = self._configs.session_policy(config)
+        folder = self._whole_folder
+        if folder:
+            policy = SessionPolicy(join=True)
+        elif policy.join:
+            folder = str(_joined_folder(Path(answer.path)))
+        async with self._assigning:  # two frames of a new target must not open it twice
+            scope = session_for(
+                facts,
+                fallback_observed_s=answer.fingerprint.mtime_ns / 1e9,
+                known=self._scopes.values(),
+                policy=policy,
+                folder=folder,
+            )
+            events: list[Event] = []
+            if scope.id not in self._scopes:
+                self._scopes[scope.id] = scope
+                events.append(_opened(scope, settings, self._clock.wall()))
+                self._log.info("session_opened", session=scope.id, night=scope.night, target=scope.target)
+            elif scope.id not in self._engine.states and self._engine.load(scope.id).resting:
+                self._log.info("session_reopened", session=scope.id, frame=Path(answer.path).name)
+            self.last_arrival_s[scope.id] = self._clock.monotonic()
+            events.append(
+                FrameAssigned(session=scope.id, path=answer.path, fingerprint=answer.fingerprint, facts=facts)
+            )
+            await self._engine.record(*events)
+        self._log.debug("frame_settled", session=scope.id, frame=Path(answer.path).name)
+
+
+def _joined_folder(path: Path) -> Path:
+    """The folder whose session.toml joins what lies below it."""
+    return next((f for f in path.parents if (f / SESSION_FILE).is_file()), path.parent)
+
+
+def _opened(scope: SessionScope, settings: dict[str, object], wall_s: float) -> SessionOpened:
+    return SessionOpened(
+        session=scope.id,
+        night=scope.night,
+        target=scope.target,
+        telescope=scope.telescope,
+        ra_deg=scope.ra_deg,
+        dec_deg=scope.dec_deg,
+        field_radius_deg=scope.field_radius_deg,
+        whole_folder=scope.whole_folder,
+        settings=settings,
+        opened_at=wall_s,
+    )

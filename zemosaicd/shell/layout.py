@@ -1,0 +1,91 @@
+"""Where things lie: every path that zemosaicd makes is named here (SPEC section 10)."""
+
+from __future__ import annotations
+
+import hashlib
+import os
+from dataclasses import dataclass
+from pathlib import Path
+
+from zemosaicd.core.headers import slug
+from zemosaicd.core.lifecycle import SessionState
+from zemosaicd.model import ArtefactKind, Fingerprint, MosaicSpec
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Layout:
+    """The state and output folders of one daemon."""
+
+    state: Path
+    output: Path
+
+    @property
+    def journal(self) -> Path:
+        """The event journal."""
+        return self.state / "journal.sqlite"
+
+    @property
+    def status(self) -> Path:
+        """What `zemosaicd status` reads."""
+        return self.state / "status.json"
+
+    @property
+    def requests(self) -> Path:
+        """Where commands leave what they ask of a running daemon."""
+        return self.state / "requests"
+
+    @property
+    def kernels(self) -> Path:
+        """Compiled kernels, shared by all workers and runs: where the user or systemd keeps caches, else in the state.
+
+        numba fails at import if its cache cannot be written (no HOME, package read-only), so the place is tried.
+        """
+        named = os.environ.get("NUMBA_CACHE_DIR") or os.environ.get("CACHE_DIRECTORY")
+        home = os.environ.get("XDG_CACHE_HOME") or os.path.expanduser("~/.cache")  # noqa: PTH111 - "~" without HOME
+        for folder in (Path(named) if named else Path(home) / "zemosaicd", self.state / "kernels"):
+            try:
+                folder.mkdir(mode=0o700, parents=True, exist_ok=True)
+            except OSError:
+                continue
+            if os.access(folder, os.W_OK | os.X_OK):
+                return folder
+        return self.state / "kernels"
+
+    def session(self, session: str) -> Path:
+        """The session's own folder; nothing in it belongs to the user."""
+        return self.state / "sessions" / session
+
+    def caches(self, session: str) -> Path:
+        """The session's prepared frames."""
+        return self.session(session) / "caches"
+
+    def cache(self, session: str, path: str, fingerprint: Fingerprint) -> Path:
+        """A frame's cache: named by the file it was made from, so that a changed file never meets an old cache."""
+        seen = f"{fingerprint.size}:{fingerprint.mtime_ns}:".encode() + os.fsencode(path)
+        return self.caches(session) / f"{hashlib.sha256(seen).hexdigest()[:24]}.npy"
+
+    def frames_file(self, session: str, revision: int) -> Path:
+        """What Phase 2 reads."""
+        return self.session(session) / "runtime" / f"frames_r{revision}.json"
+
+    def plan_file(self, session: str, revision: int) -> Path:
+        """What Phase 2 writes and Phases 3 to 6 read."""
+        return self.session(session) / "runtime" / f"plan_r{revision}.json"
+
+    def master_tile(self, session: str, tile: int) -> Path:
+        """A master tile."""
+        return self.session(session) / "master_tiles" / f"master_tile_{tile}.fits"
+
+    def output_folder(self, state: SessionState, spec: MosaicSpec, mosaics: int) -> Path:
+        """The mosaic's folder: the session's name, with the filter if there are several mosaics.
+
+        A folder of that name that this session did not make is the user's: the next free name is taken (P9, F26).
+        """
+        name = state.session if mosaics == 1 else f"{state.session}_{slug(spec.name)}"
+        ours = {str(Path(a.path).parent) for a in state.manifest.values() if a.kind is ArtefactKind.OUTPUT}
+        number = 1
+        while True:
+            folder = self.output / (name if number == 1 else f"{name}-{number}")
+            if str(folder) in ours or not folder.exists() or not any(folder.iterdir()):
+                return folder
+            number += 1

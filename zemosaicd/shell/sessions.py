@@ -1,0 +1,158 @@
+"""What the configuration means for each session: the daemon's, with the session's own session.toml over it (C3)."""
+
+from __future__ import annotations
+
+import time
+import tomllib
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+import aiofiles
+
+from zemosaicd import config as configuration
+from zemosaicd.core.cleaning import CleanupPolicy
+from zemosaicd.core.events import SessionOpened
+from zemosaicd.core.lifecycle import SessionState
+from zemosaicd.core.plan import PlanSettings
+from zemosaicd.core.sessions import ClosingPolicy, SessionPolicy, SessionScope
+from zemosaicd.settings import Config
+from zemosaicd.work.fitsblocks import Budget
+from zemosaicd.work.jobs import MosaicSettings, StackSettings
+
+SESSION_FILE = "session.toml"
+
+
+class SessionConfigs:
+    """The configuration in force, session by session. `base` may be replaced on reload; sessions follow it."""
+
+    def __init__(self, base: Config) -> None:
+        self.base = base
+
+    def of(self, state: SessionState) -> Config:
+        """The configuration of a session."""
+        return self.with_settings(state.opened.settings if state.opened else {})
+
+    def with_settings(self, settings: dict[str, Any]) -> Config:
+        """The daemon's configuration with these tables over it. Raises ConfigError."""
+        return configuration.overlay(self.base, settings, SESSION_FILE) if settings else self.base
+
+    @staticmethod
+    def budget(config: Config) -> Budget:
+        """What a frame may cost."""
+        return Budget(max_pixels=config.frames.max_pixels, max_bytes=config.frames.max_bytes)
+
+    @staticmethod
+    def plan_settings(config: Config) -> PlanSettings:
+        """Phase 2's settings."""
+        return PlanSettings(
+            batch_cap=config.plan.batch_cap,
+            batch_overlap=config.plan.batch_overlap,
+            group_radius_fraction=config.plan.group_radius_fraction,
+            group_rotation_deg=config.plan.group_rotation_deg,
+            min_frames=config.plan.min_frames,
+            max_mosaic_pixels=config.plan.max_mosaic_pixels,
+            orientation=config.mosaic.orientation,
+            altaz_cleanup_requested=config.tiles.altaz_cleanup_enabled,
+            band_budget_bytes=config.tiles.memory_mb * 1_000_000,
+        )
+
+    @staticmethod
+    def stack_settings(config: Config) -> StackSettings:
+        """Phase 3's settings."""
+        tiles = config.tiles
+        return StackSettings(
+            rejection=tiles.rejection,
+            combine=tiles.combine,
+            kappa_low=tiles.kappa_low,
+            kappa_high=tiles.kappa_high,
+            weights=tiles.weights,
+            feather_fraction=config.mosaic.feather_fraction,
+            band_budget_bytes=tiles.memory_mb * 1_000_000,
+        )
+
+    @staticmethod
+    def mosaic_settings(config: Config) -> MosaicSettings:
+        """Phases 4 to 6."""
+        return MosaicSettings(
+            preview=config.outputs.preview,
+            preview_max_px=config.outputs.preview_max_px,
+            band_budget_bytes=config.tiles.memory_mb * 1_000_000,
+        )
+
+    @staticmethod
+    def cleanup_policy(config: Config) -> CleanupPolicy:
+        """Phase 7's switches."""
+        table = config.cleanup
+        return CleanupPolicy(
+            cleanup_temp_artifacts=table.cleanup_temp_artifacts,
+            cache_retention=table.cache_retention,
+            coadd_use_memmap=table.coadd_use_memmap,
+            coadd_cleanup_memmap=table.coadd_cleanup_memmap,
+            coadd_memmap_dir=table.coadd_memmap_dir,
+        )
+
+    @staticmethod
+    def session_policy(config: Config) -> SessionPolicy:
+        """How frames are told apart into sessions."""
+        return SessionPolicy(
+            longitude_deg=config.session.longitude_deg,
+            host_offset_h=host_offset_s() / 3600.0,
+            by_telescope=config.session.by_telescope,
+            join=config.session.join,
+        )
+
+    @staticmethod
+    def closing_policy(config: Config) -> ClosingPolicy:
+        """When a session closes."""
+        return ClosingPolicy(quiet_s=60.0 * config.session.quiet_min, close_at=config.session.close_at)
+
+    @staticmethod
+    def content(config: Config) -> dict[str, Any]:
+        """The settings that pixels depend on, for the content key. Budgets do not: bands are bit-identical (M5)."""
+        stack = asdict(SessionConfigs.stack_settings(config))
+        mosaic = asdict(SessionConfigs.mosaic_settings(config))
+        return {"tiles": stack, "mosaic": mosaic} | {
+            name: {k: v for k, v in table.items() if k != "band_budget_bytes"}
+            for name, table in (("tiles", stack), ("mosaic", mosaic))
+        }
+
+
+def host_offset_s() -> float:
+    """Seconds that this computer's local time is ahead of UTC now."""
+    return float(time.localtime().tm_gmtoff)
+
+
+def scope_of(opened: SessionOpened) -> SessionScope:
+    """The scope that an opened session takes in."""
+    return SessionScope(
+        id=opened.session,
+        night=opened.night,
+        target=opened.target,
+        telescope=opened.telescope,
+        ra_deg=opened.ra_deg,
+        dec_deg=opened.dec_deg,
+        field_radius_deg=opened.field_radius_deg,
+        whole_folder=opened.whole_folder,
+    )
+
+
+async def folder_settings(path: str, roots: tuple[str, ...], config: Config) -> dict[str, Any]:
+    """The tables of the session.toml nearest above a frame, within its watched root; {} if there is none.
+
+    Raises ConfigError, with the line, for one that cannot be used.
+    """
+    folder = Path(path).parent
+    while True:
+        file = folder / SESSION_FILE
+        try:
+            async with aiofiles.open(file, encoding="utf-8") as stream:
+                text = await stream.read()
+        except (FileNotFoundError, NotADirectoryError):
+            text = ""
+        if text:
+            configuration.overlay_text(config, text, str(file))
+            return tomllib.loads(text)
+        if str(folder) in roots or folder.parent == folder:
+            return {}
+        folder = folder.parent

@@ -1,0 +1,1 @@
+"""The annex where science meets files: runs in worker processes, paths in, small results out."""

@@ -1,0 +1,113 @@
+"""How a worker process begins, and how it runs one job: the far side of `shell.executors.Pool`."""
+
+from __future__ import annotations
+
+import ctypes
+import importlib
+import importlib.util
+import os
+import pickle
+import resource
+import signal
+import struct
+from dataclasses import dataclass
+from multiprocessing.connection import Connection
+from pathlib import Path
+from typing import Any, ClassVar, Protocol
+
+STARTED = struct.Struct("<qq")
+"""A worker's report that it begins a job: (token of the job, its process id); far below PIPE_BUF, so it is atomic."""
+
+IGNORED = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP)
+_PR_SET_PDEATHSIG = 1
+_NOT_TRANSPORTABLE = (pickle.PickleError, TypeError, AttributeError, ValueError, ImportError, RecursionError)
+
+
+class Job(Protocol):
+    """A picklable value with one function; paths in, a small picklable result out. It may raise any Exception."""
+
+    def run(self) -> Any: ...
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Beginnings:
+    """What a worker needs to know at its start. `warm_up`: "package.module:function", skipped if there is no module."""
+
+    parent: int
+    memory_bytes: int | None = None
+    warm_up: str = ""
+    umask: int | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Nothing:
+    """The job that only brings a worker up."""
+
+    def run(self) -> None:
+        """Does nothing."""
+
+
+class _Reports:
+    """The pipe to the daemon: the one thing a pool's initializer must leave behind for the jobs of its process."""
+
+    pipe: ClassVar[Connection | None] = None
+
+
+def begin(beginnings: Beginnings, reports: Connection) -> None:
+    """Initializer: deaf to the terminal's and systemd's signals, bound to the parent's life, warm, and capped."""
+    for number in IGNORED:
+        signal.signal(number, signal.SIG_IGN)  # a SIGTERM to the whole group must not lose the running jobs (M14)
+    signal.pthread_sigmask(signal.SIG_UNBLOCK, IGNORED)
+    ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)  # without it workers outlive a killed parent (M13)
+    if os.getppid() != beginnings.parent:  # it died before we had asked
+        os._exit(1)
+    if beginnings.umask is not None:
+        os.umask(beginnings.umask)
+    _warm(beginnings.warm_up)
+    if beginnings.memory_bytes is not None:
+        _, hard = resource.getrlimit(resource.RLIMIT_AS)
+        limit = address_space_bytes() + beginnings.memory_bytes  # F10: MemoryError instead of an OOM kill (M15)
+        resource.setrlimit(resource.RLIMIT_AS, (limit if hard < 0 else min(limit, hard), hard))
+    _Reports.pipe = reports
+
+
+def work(token: int, payload: bytes) -> bytes:
+    """Run one pickled job in this worker, having reported who runs it first (F11); returns the pickled result."""
+    if _Reports.pipe is not None:
+        os.write(_Reports.pipe.fileno(), STARTED.pack(token, os.getpid()))
+    return run_pickled(payload)
+
+
+def run_pickled(payload: bytes) -> bytes:
+    """Run a pickled job. Whatever it raises leaves here as an Exception that survives pickling."""
+    try:
+        return pickle.dumps(pickle.loads(payload).run())
+    except BaseException as error:
+        if isinstance(error, Exception) and not isinstance(error, StopIteration) and _travels(error):
+            raise
+        raise RuntimeError(f"{type(error).__name__}: {error}") from None
+
+
+def address_space_bytes() -> int:
+    """The virtual size of this process, which RLIMIT_AS counts."""
+    return int(Path("/proc/self/statm").read_text().split()[0]) * os.sysconf("SC_PAGE_SIZE")
+
+
+def _travels(error: Exception) -> bool:
+    try:
+        return type(pickle.loads(pickle.dumps(error))) is type(error)
+    except _NOT_TRANSPORTABLE:
+        return False
+
+
+def _warm(name: str) -> None:
+    module, _, function = name.partition(":")
+    if module and _exists(module):
+        getattr(importlib.import_module(module), function)()
+
+
+def _exists(module: str) -> bool:
+    try:
+        return importlib.util.find_spec(module) is not None
+    except ModuleNotFoundError:  # not even its package is there
+        return False

@@ -1,0 +1,164 @@
+"""The work that leaves the daemon: one picklable value and one small result each.
+
+A job names paths and settings, never arrays (they cross as files); it pickles to less than 64 KiB. The science is
+imported when a job runs, so that the daemon, which only makes and sends these values, starts fast and stays small.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+
+from zemosaicd.model import Fingerprint, FrameFacts, FrameId, LogNote, PreparedFrame, Reason
+from zemosaicd.work.fitsblocks import Budget
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class HeaderRead:
+    """What Phase 0 found in one file: facts, or why not (`incomplete`: look again later)."""
+
+    path: str
+    fingerprint: Fingerprint
+    facts: FrameFacts | None = None
+    reason: Reason | None = None
+    incomplete: bool = False
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ReadHeaders:
+    """Phase 0 for a handful of settled files."""
+
+    files: tuple[tuple[str, Fingerprint], ...]
+    budget: Budget
+
+    def run(self) -> tuple[HeaderRead, ...]:
+        """Headers read, completeness checked; one answer a file, never an exception for a bad one."""
+        from zemosaicd.work import prepare
+
+        return prepare.read_headers(self)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class PrepareFrame:
+    """Phase 1 for one frame: read, repair, measure, solve, cache. `scale_arcsec` 0: from the header."""
+
+    path: str
+    cache: str
+    budget: Budget
+    scale_arcsec: float = 0.0
+
+    def run(self) -> PreparedFrame:
+        """Raises Rejected or Incomplete."""
+        from zemosaicd.work import prepare
+
+        return prepare.prepare_frame(self)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class RebuildCache:
+    """Makes a cache again that has gone; what was measured and solved is in the journal (P10)."""
+
+    path: str
+    cache: str
+    frame: FrameId
+    budget: Budget
+
+    def run(self) -> None:
+        """Raises Rejected if the frame is not the one that was measured."""
+        from zemosaicd.work import prepare
+
+        prepare.rebuild_cache(self)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class PhaseMade:
+    """What a job of Phases 2 to 6 reports: figures for report.json, lines for the log, and its cost."""
+
+    figures: dict[str, object] = field(default_factory=dict)
+    notes: tuple[LogNote, ...] = ()
+    seconds: float = 0.0
+    peak_rss_mb: float = 0.0
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class PlanSession:
+    """Phase 2: the joint solution of the closed set and its tile plan. Both paths are JSON files (work.planning)."""
+
+    frames_path: str
+    plan_path: str
+
+    def run(self) -> PhaseMade:
+        """Writes the plan. Raises SessionFailed."""
+        from zemosaicd.work import planning
+
+        return planning.plan_session(self)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class StackSettings:
+    """Table [tiles] as far as the stack needs it, and the width of the blend at a tile's edge."""
+
+    rejection: str = "auto"
+    combine: str = "mean"
+    kappa_low: float = 3.0
+    kappa_high: float = 3.0
+    weights: str = "noise"
+    feather_fraction: float = 0.1
+    band_budget_bytes: int = 512 << 20
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class StackTile:
+    """Phase 3 for one tile: its frames, but for `without` (gone from disk for good), become the file `output`."""
+
+    plan_path: str
+    tile: int
+    without: tuple[FrameId, ...]
+    output: str
+    settings: StackSettings
+
+    def run(self) -> PhaseMade:
+        """Publishes the master tile. Raises TileFailed."""
+        from zemosaicd.work import stacking
+
+        return stacking.stack_tile(self)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class MosaicSettings:
+    """Tables [mosaic] and [outputs] as far as assembly needs them."""
+
+    preview: bool = True
+    preview_max_px: int = 2000
+    band_budget_bytes: int = 512 << 20
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class MakeMosaic:
+    """Phases 4 to 6 for one mosaic: tiles (number and path) become the staged files `mosaic` and `preview`."""
+
+    plan_path: str
+    name: str
+    tiles: tuple[tuple[int, str], ...]
+    without: tuple[FrameId, ...]
+    mosaic: str
+    preview: str
+    session: str
+    revision: int
+    settings: MosaicSettings
+
+    def run(self) -> PhaseMade:
+        """Writes the staged files. Raises SessionFailed."""
+        from zemosaicd.work import assembly
+
+        return assembly.make_mosaic(self)
+
+
+Job = ReadHeaders | PrepareFrame | RebuildCache | PlanSession | StackTile | MakeMosaic
+
+
+def warm_up() -> None:
+    """Imports what jobs need, so that the first one does not wait: called once when a worker starts."""
+    import importlib
+
+    for room in ("prepare", "planning", "stacking", "assembly"):
+        importlib.import_module(f"zemosaicd.work.{room}")

@@ -1,0 +1,240 @@
+"""Phase 2 in a worker: star lists and first solutions of a closed set -> the joint solution and the tile plan.
+
+The result is a function of the frames in canonical order and the settings; how and when they arrived leaves no trace
+(C7). The request and the plan are JSON files of the session, so that no array and no long list crosses a pipe.
+"""
+
+from __future__ import annotations
+
+import math
+import resource
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+import numpy as np
+
+from zemosaicd import codec, sphere
+from zemosaicd.core import mount
+from zemosaicd.core.plan import PlanSettings, kind_of, make_plan, pointings, reference_of
+from zemosaicd.model import (
+    FrameId,
+    FramePlan,
+    Grid,
+    LeftOut,
+    LogNote,
+    Plan,
+    PreparedFrame,
+    Reason,
+    Solution,
+    Wcs,
+)
+from zemosaicd.science.photometry import frame_scales
+from zemosaicd.science.registration import FrameStars, JointSolution, Registered, solve_session
+from zemosaicd.science.stars import StarList
+from zemosaicd.science.tie import tie_session
+from zemosaicd.work.catalogue import read_cone
+from zemosaicd.work.jobs import PhaseMade, PlanSession
+from zemosaicd.work.store import publish
+
+MAX_RESIDUAL_PX = 1.0
+"""Median residual of a frame in the joint solution above which it would smear the stack."""
+
+CONE_STEP_DEG = 0.3
+CONE_MARGIN_DEG = 0.4
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class PlanRequest:
+    """All that Phase 2 works from."""
+
+    frames: tuple[PreparedFrame, ...]
+    settings: PlanSettings
+    mount_mode: str
+
+
+def write_request(request: PlanRequest, path: Path) -> None:
+    """Writes the request where the job will find it."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with publish(path, overwrite=True, mode=0o600) as file:
+        file.write(codec.dumps(request).encode())
+
+
+def read_plan(path: Path) -> Plan:
+    """The plan that the job wrote."""
+    return codec.loads(Plan, path.read_text())
+
+
+def plan_session(job: PlanSession) -> PhaseMade:
+    """Runs Phase 2 and writes the plan."""
+    started = time.perf_counter()
+    request = codec.loads(PlanRequest, Path(job.frames_path).read_text())
+    prepared, left_out = _distinct(request.frames)
+    prepared.sort(key=lambda f: (f.facts.observed_s or 0.0, f.frame))
+    solutions, untied = _solutions(prepared)
+    joint = _joint(prepared, solutions)
+    frames: list[FramePlan] = []
+    for frame, solution, place in zip(prepared, solutions, joint.frames, strict=True):
+        reason = _refusal(solution, untied.get(frame.frame), place)
+        if reason is not None or solution is None or place.wcs is None:
+            left_out.append(LeftOut(frame=frame.frame, path=frame.path, reason=reason or Reason(rule="unsolved")))
+        else:
+            frames.append(_frame_plan(frame, solution, place, request.mount_mode))
+    frames = _with_transparency(frames, {f.frame: StarList.from_bytes(f.stars) for f in prepared}, request.settings)
+    plan = make_plan(frames, left_out, request.settings)
+    seconds, peak = time.perf_counter() - started, resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
+    plan = replace(plan, figures=_figures(joint) | {"seconds": seconds, "peak_rss_mb": peak})
+    with publish(Path(job.plan_path), overwrite=True, mode=0o600) as file:
+        file.write(codec.dumps(plan).encode())
+    fields: dict[str, object] = {
+        "frames": len(frames),
+        "stars": joint.stars,
+        "residual_px": _rounded(plan.figures.get("residual_px")),
+        "half_split_px": _rounded(plan.figures.get("half_split_px")),
+        "anchor_rms_arcsec": _rounded(joint.anchor_rms_arcsec),
+    }
+    note = LogNote(level="info", event="session_registered", fields=fields)
+    return PhaseMade(notes=(note,), seconds=seconds, peak_rss_mb=peak)
+
+
+def _rounded(value: float | None) -> float | None:
+    return None if value is None or not math.isfinite(value) else round(value, 3)
+
+
+def _distinct(frames: Sequence[PreparedFrame]) -> tuple[list[PreparedFrame], list[LeftOut]]:
+    """The same pixels under two names count once (F27)."""
+    first: dict[FrameId, PreparedFrame] = {}
+    twins: list[LeftOut] = []
+    for frame in sorted(frames, key=lambda f: f.path):
+        if frame.frame in first:
+            reason = Reason(
+                rule="duplicate", value=first[frame.frame].path, message="the same pixels under another name"
+            )
+            twins.append(LeftOut(frame=frame.frame, path=frame.path, reason=reason))
+        else:
+            first[frame.frame] = frame
+    return list(first.values()), twins
+
+
+def _solutions(prepared: Sequence[PreparedFrame]) -> tuple[list[Solution | None], dict[FrameId, Reason]]:
+    """Each frame's first solution: its own, or a neighbour's star list (or the pointing, if no frame has one)."""
+    facts = next((f.facts for f in prepared if f.facts.ra_deg is not None and f.facts.dec_deg is not None), None)
+    pointing = (facts.ra_deg, facts.dec_deg) if facts else None
+    scale = next((f.facts.scale_arcsec for f in prepared if f.facts.scale_arcsec), 0.0)
+    lists = [_frame_stars(f, f.solution.wcs if f.solution else None) for f in prepared]
+    tied = tie_session(lists, pointing_deg=pointing, scale_arcsec=scale)  # type: ignore[arg-type]
+    solutions: list[Solution | None] = []
+    reasons: dict[FrameId, Reason] = {}
+    for frame, other in zip(prepared, tied, strict=True):
+        if isinstance(other, Reason):
+            reasons[frame.frame] = frame.unsolved or other
+        solutions.append(frame.solution or (other if isinstance(other, Solution) else None))
+    return solutions, reasons
+
+
+def _frame_stars(frame: PreparedFrame, wcs: Wcs | None) -> FrameStars:
+    camera = f"{frame.facts.telescope}/{frame.facts.camera}/{frame.facts.binning}"
+    stars = StarList.from_bytes(frame.stars)
+    return FrameStars(stars=stars, wcs=wcs, width=frame.facts.width, height=frame.facts.height, camera=camera)
+
+
+def _joint(prepared: Sequence[PreparedFrame], solutions: Sequence[Solution | None]) -> JointSolution:
+    lists = [_frame_stars(f, s.wcs if s else None) for f, s in zip(prepared, solutions, strict=True)]
+    on_catalogue = [
+        Grid(wcs=s.wcs, width=f.facts.width, height=f.facts.height)
+        for f, s in zip(prepared, solutions, strict=True)
+        if s is not None and s.solver != "pointing"
+    ]
+    ra, dec = _anchors(on_catalogue)
+    return solve_session(lists, ra, dec)
+
+
+def _anchors(grids: Sequence[Grid]) -> tuple[np.ndarray, np.ndarray]:
+    """Catalogue stars over all frames: one cone a distinct pointing, each star once. Degrees, float64 (n,)."""
+    cones: list[sphere.Vector] = []
+    found: set[tuple[float, float]] = set()
+    for grid in grids:
+        centre = sphere.centre_of(grid)
+        if any(sphere.separation_deg(centre, c) < CONE_STEP_DEG for c in cones):
+            continue
+        cones.append(centre)
+        stars = read_cone(*sphere.position(centre), sphere.field_radius_deg(grid) + CONE_MARGIN_DEG)
+        found.update(zip(stars.ra_deg.tolist(), stars.dec_deg.tolist(), strict=True))
+    ordered = np.array(sorted(found), np.float64).reshape(-1, 2)
+    return ordered[:, 0].copy(), ordered[:, 1].copy()
+
+
+def _refusal(solution: Solution | None, untied: Reason | None, place: Registered) -> Reason | None:
+    """Why a frame takes no part: never solved, or too far from where its stars should be."""
+    if solution is None:
+        return untied or Reason(rule="unsolved", message="no solution from the catalogue or from a neighbour")
+    if math.isfinite(place.residual_px) and place.residual_px > MAX_RESIDUAL_PX:
+        message = f"its stars lie {place.residual_px:.2f} px from the session's"
+        return Reason(rule="registration_residual", value=place.residual_px, threshold=MAX_RESIDUAL_PX, message=message)
+    return None
+
+
+def _frame_plan(frame: PreparedFrame, solution: Solution, place: Registered, mount_mode: str) -> FramePlan:
+    if place.wcs is None:
+        raise ValueError(f"{frame.path}: a frame without a place")
+    measures, facts = frame.measures, frame.facts
+    return FramePlan(
+        frame=frame.frame,
+        path=frame.path,
+        cache=frame.cache,
+        facts=facts,
+        wcs=place.wcs,
+        solver=solution.solver,
+        sky_adu=measures.sky_adu,
+        noise_adu=measures.noise_adu,
+        photon_adu=tuple(
+            _photon_term(sky, noise, facts.electrons_per_adu)
+            for sky, noise in zip(measures.sky_adu, measures.noise_adu, strict=True)
+        ),
+        transparency=1.0,
+        fwhm_px=measures.fwhm_px,
+        stars=measures.stars,
+        residual_px=place.residual_px if math.isfinite(place.residual_px) else 0.0,
+        mount_mode=mount.frame_mode(facts, mount_mode),
+    )
+
+
+def _photon_term(sky_adu: float, noise_adu: float, electrons_per_adu: float | None) -> float:
+    """ADU of variance an ADU of light: from EGAIN, else at least what the sky itself shows (all its noise photons).
+
+    A camera's pedestal makes the second too small, never too large; star cores are then kept by the gradient term.
+    """
+    if electrons_per_adu:
+        return 1.0 / electrons_per_adu
+    return noise_adu**2 / sky_adu if sky_adu > 0.0 else 0.0
+
+
+def _with_transparency(
+    frames: Sequence[FramePlan], stars: dict[FrameId, StarList], settings: PlanSettings
+) -> list[FramePlan]:
+    """Each frame's flux scale against the best frame of its own pointing."""
+    scaled: list[FramePlan] = []
+    for kind in sorted({kind_of(f) for f in frames}):
+        for group in pointings([f for f in frames if kind_of(f) == kind], settings):
+            best = next(i for i, f in enumerate(group) if f.frame == reference_of(group))
+            scales = frame_scales([stars[f.frame] for f in group], [f.wcs for f in group], best)
+            scaled += [replace(f, transparency=s.transparency) for f, s in zip(group, scales, strict=True)]
+    return scaled
+
+
+def _figures(joint: JointSolution) -> dict[str, float | None]:
+    """The joint solution in figures: px of the frames, arcsec on the sky."""
+    residuals = [p.residual_px for p in joint.frames if math.isfinite(p.residual_px)]
+    splits = [p.half_split_px for p in joint.frames if math.isfinite(p.half_split_px)]
+    return {
+        "frames": float(sum(p.joint for p in joint.frames)),
+        "stars": float(joint.stars),
+        "anchors": float(joint.anchors),
+        "residual_px": float(np.median(residuals)) if residuals else None,
+        "worst_residual_px": max(residuals, default=None),
+        "half_split_px": float(np.median(splits)) if splits else None,
+        "floor_px": _rounded(joint.floor_px),
+        "rms_px": _rounded(joint.rms_px),
+        "anchor_rms_arcsec": _rounded(joint.anchor_rms_arcsec),
+    }
