@@ -11,6 +11,7 @@ import base64
 import json
 import types
 import typing
+from collections.abc import Callable
 from dataclasses import fields, is_dataclass
 from enum import Enum
 from functools import cache
@@ -36,45 +37,64 @@ def plain(value: object) -> Any:
     raise TypeError(f"{type(value).__name__} is not a value of the model")
 
 
-@cache
-def _hints(cls: type) -> dict[str, Any]:
-    return typing.get_type_hints(cls)
-
-
 def build(kind: Any, data: Any) -> Any:
     """The value of type `kind` from its JSON-ready form; unknown fields are dropped, absent ones take their default."""
+    return _builder(kind)(data)
+
+
+Builder = Callable[[Any], Any]
+
+
+@cache
+def _builder(kind: Any) -> Builder:
+    """How values of one type are made, worked out once a type: a journal holds many values of few types."""
     origin, args = typing.get_origin(kind), typing.get_args(kind)
     if origin is typing.Union or origin is types.UnionType:
-        return _build_union(args, data)
+        return _union_builder(args)
     if origin is tuple:
-        if len(args) == 2 and args[1] is Ellipsis:
-            return tuple(build(args[0], v) for v in data)
-        return tuple(build(a, v) for a, v in zip(args, data, strict=True))
+        return _tuple_builder(args)
     if origin is dict:
-        return {build(args[0], k): build(args[1], v) for k, v in data.items()}
+        key, value = _builder(args[0]), _builder(args[1])
+        return lambda data: {key(k): value(v) for k, v in data.items()}
     if origin is frozenset:
-        return frozenset(build(args[0], v) for v in data)
-    if kind is Any or kind is object:
-        return data
-    if isinstance(kind, type) and is_dataclass(kind):
-        hints = _hints(kind)
-        return kind(**{k: build(hints[k], v) for k, v in data.items() if k in hints})
-    if isinstance(kind, type) and issubclass(kind, Enum):
-        return kind(data)
+        item = _builder(args[0])
+        return lambda data: frozenset(map(item, data))
+    if isinstance(kind, type):
+        return _plain_builder(kind)
+    return _as_it_is
+
+
+def _plain_builder(kind: type) -> Builder:
+    if is_dataclass(kind):
+        hints = typing.get_type_hints(kind)
+        builders = {f.name: _builder(hints[f.name]) for f in fields(kind)}
+        return lambda data: kind(**{k: builders[k](v) for k, v in data.items() if k in builders})
+    if issubclass(kind, Enum):
+        return kind
     if kind is bytes:
-        return base64.b64decode(data)
-    if kind in (int, float):
-        return kind(data)
-    return data
+        return base64.b64decode
+    return kind if kind in (int, float) else _as_it_is
 
 
-def _build_union(options: tuple[Any, ...], data: Any) -> Any:
-    if data is None:
-        return None
+def _tuple_builder(args: tuple[Any, ...]) -> Builder:
+    if len(args) == 2 and args[1] is Ellipsis:
+        item = _builder(args[0])
+        return lambda data: tuple(map(item, data))
+    items = tuple(map(_builder, args))
+    return lambda data: tuple(item(v) for item, v in zip(items, data, strict=True))
+
+
+def _union_builder(options: tuple[Any, ...]) -> Builder:
+    """One type or None; unions of plain scalars (Reason.value) are taken as they are."""
     rest = [o for o in options if o is not type(None)]
-    if len(rest) == 1:
-        return build(rest[0], data)
-    return data  # unions of plain scalars only: Reason.value
+    if len(rest) != 1:
+        return _as_it_is
+    some = _builder(rest[0])
+    return lambda data: None if data is None else some(data)
+
+
+def _as_it_is(data: Any) -> Any:
+    return data
 
 
 def dumps(value: object) -> str:

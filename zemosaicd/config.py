@@ -74,7 +74,7 @@ def set_value(path: Path, name: str, text: str) -> None:
     try:
         document = tomlkit.parse(before)
     except tomlkit.exceptions.ParseError as error:
-        raise _syntax_error(str(path), error) from None
+        raise _syntax_error(str(path), before, error) from None
     if table not in document:
         document[table] = tomlkit.table()
     section = document[table]
@@ -105,7 +105,7 @@ def _from_text(text: str, source: str) -> list[Setting]:
     try:
         tables = tomllib.loads(text)
     except tomllib.TOMLDecodeError as error:
-        raise _syntax_error(source, error) from None
+        raise _syntax_error(source, text, error) from None
     return _from_tables(tables, text, source)
 
 
@@ -162,12 +162,12 @@ def _place(source: str, text: str, table: str, key: str) -> str:
     return source
 
 
-def _syntax_error(source: str, error: Exception) -> ConfigError:
-    """tomllib and tomlkit both say where in words: "(at line 3, column 5)", "at line 3 col 5"."""
-    found = re.search(r"\s*\(?at line (\d+),? col(?:umn)? \d+\)?", str(error))
-    sentence = str(error).replace(found[0], "") if found else str(error).replace(" (at end of document)", "")
-    place = f"{source}:{found[1]}" if found else source
-    return ConfigError(Reason(rule="config.syntax", message=f"{place}: not valid TOML: {sentence}"))
+def _syntax_error(source: str, text: str, error: Exception) -> ConfigError:
+    """tomllib and tomlkit say where in words: "(at line 3, column 5)", "at line 3 col 5", "(at end of document)"."""
+    found = re.search(r"\s*\(?at (?:line (\d+),? col(?:umn)? \d+|end of document)\)?", str(error))
+    sentence = str(error).replace(found[0], "") if found else str(error)
+    line = (found[1] if found else None) or str(max(1, len(text.splitlines())))
+    return ConfigError(Reason(rule="config.syntax", message=f"{source}:{line}: not valid TOML: {sentence}"))
 
 
 def _absolute(config: Config) -> Config:

@@ -332,16 +332,6 @@ def _add_trail(image: F32, angle: float, offset: float, peak: float, sigma: floa
                 image[row, column] += np.float32(peak * math.exp(-d * d / (2 * sigma * sigma)))
 
 
-def _of_date(ra_deg: float, dec_deg: float, year: float) -> tuple[float, float]:
-    """J2000 to the mean equator and equinox of a year (IAU 1976 to first order: good to 1" within a century)."""
-    t = (year - 2000.0) / 100.0
-    zeta, theta = math.radians(0.6406161 * t), math.radians(0.5567530 * t)
-    x, y, z = sphere.direction(ra_deg + math.degrees(zeta), dec_deg)
-    x, z = math.cos(theta) * x - math.sin(theta) * z, math.sin(theta) * x + math.cos(theta) * z
-    ra, dec = sphere.position((x, y, z))
-    return (ra + math.degrees(zeta)) % 360, dec
-
-
 def _header(night: Night, truth: SimulatedFrame) -> fits.Header:
     """The cards a Seestar writes; the pointing is off by `pointing_error_deg` and of date, as on the real thing."""
     rng = np.random.default_rng([night.seed, 5, truth.panel])
@@ -351,7 +341,7 @@ def _header(night: Night, truth: SimulatedFrame) -> fits.Header:
     ra, dec = (float(v[0]) for v in _from_plane(truth.wcs.ra_deg, truth.wcs.dec_deg, *at))
     when = datetime.fromisoformat(truth.date_obs)
     if night.instrument.startswith("Seestar"):
-        ra, dec = _of_date(ra, dec, when.year + (when.timetuple().tm_yday - 1) / 365.25)
+        ra, dec = sphere.precess_from_j2000(ra, dec, when.year + (when.timetuple().tm_yday - 1) / 365.25)
     focal = 206.264806 * PIXEL_UM / (night.scale_arcsec * HEADER_SCALE_FACTOR)
     cards: list[tuple[str, object, str]] = [
         ("CREATOR", "zemosaicd simulate", "Simulated frame, no sky was harmed"),

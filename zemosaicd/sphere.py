@@ -151,3 +151,45 @@ def centre_of(grid: Grid) -> Vector:
 def position_angle_deg(wcs: Wcs) -> float:
     """Angle of the +y axis of the image east of north, in [0, 360)."""
     return math.degrees(math.atan2(wcs.cd[1], wcs.cd[3])) % 360.0
+
+
+def _precession(year: float) -> Matrix:
+    """Rotation from J2000 to the mean equator and equinox of a Julian year, IAU 1976 (Lieske et al. 1977)."""
+    t = (year - 2000.0) / 100.0
+    zeta, z, theta = (
+        t * (a + t * (b + t * c)) * ARCSEC_RAD
+        for a, b, c in (
+            (2306.2181, 0.30188, 0.017998),
+            (2306.2181, 1.09468, 0.018203),
+            (2004.3109, -0.42665, -0.041833),
+        )
+    )
+    return multiply(_turn_z(-z), multiply(_turn_y(theta), _turn_z(-zeta)))
+
+
+def _turn_z(angle: float) -> Matrix:
+    c, s = math.cos(angle), math.sin(angle)
+    return c, s, 0.0, -s, c, 0.0, 0.0, 0.0, 1.0
+
+
+def _turn_y(angle: float) -> Matrix:
+    c, s = math.cos(angle), math.sin(angle)
+    return c, 0.0, -s, 0.0, 1.0, 0.0, s, 0.0, c
+
+
+def precess_to_j2000(ra_deg: float, dec_deg: float, year: float) -> tuple[float, float]:
+    """Mean equator and equinox of a Julian year -> J2000, degrees; better than 1" within a century."""
+    return position(_turn(inverse(_precession(year)), direction(ra_deg, dec_deg)))
+
+
+def precess_from_j2000(ra_deg: float, dec_deg: float, year: float) -> tuple[float, float]:
+    """J2000 -> mean equator and equinox of a Julian year, degrees: what some makers write into RA and DEC."""
+    return position(_turn(_precession(year), direction(ra_deg, dec_deg)))
+
+
+def _turn(m: Matrix, v: Vector) -> Vector:
+    return (
+        m[0] * v[0] + m[1] * v[1] + m[2] * v[2],
+        m[3] * v[0] + m[4] * v[1] + m[5] * v[2],
+        m[6] * v[0] + m[7] * v[1] + m[8] * v[2],
+    )

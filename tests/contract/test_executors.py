@@ -83,7 +83,7 @@ def test_an_error_that_cannot_travel_becomes_one_that_can(make: Callable[[], Exe
     """Neither an unpicklable exception nor SystemExit or StopIteration breaks the executor; the text survives."""
 
     async def body(executor: Executor) -> None:
-        with pytest.raises(RuntimeError, match="Awkward|SystemExit|StopIteration"):
+        with pytest.raises(RuntimeError, match=r"Awkward|SystemExit|StopIteration"):
             await executor.run(Fail(kind=kind))
         assert await executor.run(Echo(value=1)) == 1
 
@@ -94,7 +94,7 @@ def test_a_job_that_carries_arrays_is_refused(make: Callable[[], Executor]) -> N
     """Arrays cross as files: a job of 64 KiB or more is a ValueError that says so, before it is queued."""
 
     async def body(executor: Executor) -> None:
-        with pytest.raises(ValueError, match="Echo pickles to 65[0-9]+ bytes"):
+        with pytest.raises(ValueError, match=r"Echo pickles to 65\d+ bytes"):
             await executor.run(Echo(value=bytes(64 * 1024)))
 
     using(make, body)
@@ -142,7 +142,7 @@ def test_a_job_that_waits_can_be_cancelled(make: Callable[[], Executor], hold: H
 
 
 def test_F12_closing_refuses_what_waits_and_lets_what_runs_end(make: Callable[[], Executor], hold: Hold) -> None:
-    """aclose with patience: the running job's result arrives, the waiting ones get ExecutorClosed, and so do new ones."""
+    """With patience: the running job's result arrives; those that wait, and new ones, get ExecutorClosed."""
 
     async def body(executor: Executor) -> None:
         running = asyncio.create_task(executor.run(hold))
@@ -224,6 +224,11 @@ def test_workers_are_warm_before_the_first_job(tmp_path: Path, monkeypatch: pyte
         assert await executor.run(Echo(value=1)) == 1
 
     using(lambda: Pool(1, warm_up="no_such_package.jobs:warm_up"), nothing)
+
+
+def test_an_executor_that_never_started_can_be_closed(make: Callable[[], Executor]) -> None:
+    """A daemon that fails before it has workers closes what it has."""
+    asyncio.run(make().aclose())
 
 
 def test_workers_that_cannot_start_are_fatal() -> None:

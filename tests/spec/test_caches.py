@@ -235,7 +235,7 @@ def test_R4_a_cancelled_release_is_finished(tmp_path: Path, log: Lines) -> None:
     asyncio.run(body())
 
 
-# --- R10: the hole, with and without the table -------------------------------------------------------------------------
+# --- R10: the hole, with and without the table
 
 
 class Naive:
@@ -289,7 +289,7 @@ def test_R10_naive_deletion_makes_the_hole_and_the_table_does_not(tmp_path: Path
     assert list(tmp_path.iterdir()) == []
 
 
-# --- R7: every interleaving --------------------------------------------------------------------------------------------
+# --- R7: every interleaving
 
 
 class Interleavings(RuleBasedStateMachine):
@@ -371,14 +371,14 @@ class Interleavings(RuleBasedStateMachine):
         self.crash()
 
     @invariant()
-    def R7_no_tile_lacks_a_file(self) -> None:  # noqa: N802
+    def R7_no_tile_lacks_a_file(self) -> None:
         if not hasattr(self, "table"):
             return
         for tile in self.users.keys() - self.finished:
             assert all(Path(path).exists() for path in self.users[tile])
 
     @invariant()
-    def R7_the_table_is_the_fold_and_its_numbers_add_up(self) -> None:  # noqa: N802
+    def R7_the_table_is_the_fold_and_its_numbers_add_up(self) -> None:
         if not hasattr(self, "table"):
             return
         counts = refs({tile: keys(paths) for tile, paths in self.users.items()}, self.finished)

@@ -52,7 +52,7 @@ def test_P2_off_keeps_everything_but_the_caches() -> None:
 
 
 def test_P2_on_removes_every_temporary_kind() -> None:
-    """The switch on, all defaults: all goes but outputs and logs; an accumulator in the runtime folder is no exception."""
+    """On, all defaults: all goes but outputs and logs; an accumulator in the runtime folder is no exception."""
     remove, keep = doomed(EVERYTHING, ON)
     assert set(keep) == {OUTPUT, LOG}
     assert len(remove) == len(EVERYTHING) - 2
@@ -73,7 +73,7 @@ def test_P3_accumulators_go_only_with_switch_and_flags(use: bool, clean: bool, f
 
 @pytest.mark.parametrize(("use", "clean"), FLAGS)
 def test_P3_mosaic_first_in_the_memmap_folder_follows_its_flags(use: bool, clean: bool) -> None:
-    """Directories mosaic_first_* directly in coadd_memmap_dir, and dat files of any kind there, need all three flags."""
+    """Directories mosaic_first_* directly in coadd_memmap_dir, and its dat files of any kind, need all three flags."""
     policy = CleanupPolicy(coadd_use_memmap=use, coadd_cleanup_memmap=clean, coadd_memmap_dir=MEMMAPS + "/")
     first = replace(FIRST, path=f"{MEMMAPS}/mosaic_first_1")
     scratch = replace(SCRATCH, path=f"{MEMMAPS}//zemosaic_x.dat")

@@ -6,7 +6,7 @@ import hashlib
 import os
 import shutil
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Iterator, Set
 from pathlib import Path
 from typing import Any
 
@@ -61,16 +61,14 @@ def made(path: Path, kind: ArtefactKind) -> Artefact:
     return Artefact(path=str(path), kind=kind, device=state.st_dev, inode=state.st_ino, directory=path.is_dir())
 
 
-def picture(root: Path, without: set[str] = frozenset()) -> dict[str, str]:  # type: ignore[assignment]
+def picture(root: Path, without: Set[str] = frozenset()) -> dict[str, str]:
     """Every path under a folder with a hash of what it is; `without`: paths left out, and what lies below them."""
     found = {}
-    for folder, folders, files in os.walk(root):
-        for name in [*folders, *files]:
-            path = os.path.join(folder, name)
-            if any(path == left or path.startswith(left + "/") for left in without):
-                continue
-            kind = os.readlink(path) if os.path.islink(path) else "dir" if os.path.isdir(path) else None
-            found[path] = kind or hashlib.sha256(Path(path).read_bytes()).hexdigest()
+    for path in root.rglob("*"):
+        if any(str(path) == left or str(path).startswith(left + "/") for left in without):
+            continue
+        kind = str(path.readlink()) if path.is_symlink() else "dir" if path.is_dir() else None
+        found[str(path)] = kind or hashlib.sha256(path.read_bytes()).hexdigest()
     return found
 
 
@@ -226,7 +224,7 @@ def test_F22_a_file_that_cannot_go_is_told_and_the_rest_goes(tmp_path: Path, own
     assert log.of("warning")["run_warn_phase7_cache_cleanup_failed"]["directory"] == str(own / "caches")
 
 
-# --- P9 and P10 over random trees --------------------------------------------------------------------------------------
+# --- P9 and P10 over random trees
 
 PLACES = {
     ArtefactKind.CACHE: ("own/caches", "{}.npy", False),
@@ -241,6 +239,7 @@ PLACES = {
     ArtefactKind.OUTPUT: ("out", "mosaic_{}.fits", False),
     ArtefactKind.LOG: ("own/logs", "{}.log", False),
 }
+FOLDERS = ("own/caches", "own/master_tiles", "own/runtime", "own", "memmaps", "out")
 LOOK_ALIKES = (
     *("mosaic_user.dat", "coverage_user.dat", "zemosaic_user.dat", "mosaic_first_user/x", "my_global_mosaic_wcs.fits"),
     *("master_tile_999.fits", "user.npy", "sds_tiles_user/x", "user.log"),
@@ -256,8 +255,7 @@ def arena() -> Iterator[Path]:
 @settings(max_examples=80, deadline=None)
 @given(
     chosen=st.lists(st.tuples(st.sampled_from(list(PLACES)), st.integers(0, 3), st.booleans()), max_size=10),
-    aliens=st.sets(st.tuples(st.sampled_from(["own/caches", "own/master_tiles", "own/runtime", "own", "memmaps", "out"]),
-                             st.sampled_from(LOOK_ALIKES)), max_size=8),
+    aliens=st.sets(st.tuples(st.sampled_from(FOLDERS), st.sampled_from(LOOK_ALIKES)), max_size=8),
     policy=st.builds(
         CleanupPolicy,
         cleanup_temp_artifacts=st.sampled_from([True, True, False, None]),
@@ -268,7 +266,7 @@ def arena() -> Iterator[Path]:
         two_pass_enabled=st.booleans(),
     ),
     kills=st.lists(st.integers(0, 6), max_size=2),
-)  # fmt: skip
+)
 def test_P9_nothing_outside_the_manifest_is_ever_touched(
     arena: Path,
     chosen: list[tuple[ArtefactKind, int, bool]],

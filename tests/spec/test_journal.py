@@ -18,7 +18,8 @@ from hypothesis import strategies as st
 
 from zemosaicd.core import events as ev
 from zemosaicd.model import Artefact, ArtefactKind, Fatal, Fingerprint, FrameFacts, Reason
-from zemosaicd.shell.journal import SCHEMA_VERSION, Journal, JournalFull
+from zemosaicd.shell.journal import Journal, JournalFull
+from zemosaicd.shell.journal_tables import SCHEMA_VERSION
 
 ROOT = Path(__file__).parents[2]
 STATE = Fingerprint(device=1, inode=2, size=3, mtime_ns=4)
@@ -109,17 +110,64 @@ def test_an_append_that_was_awaited_survives_kill_9(tmp_path: Path, path: Path) 
     with_journal(path, body)
 
 
-def test_open_sessions_are_those_that_start_up_must_fold(path: Path) -> None:
-    """Cleaned and ended sessions are closed; a late frame reopens; a frame refused before it had a session opens none."""
+def test_F40_every_commit_reaches_the_disk(path: Path) -> None:
+    """A power cut cannot be made here, but the settings that answer for it can be read: WAL, a full sync a commit."""
 
     async def body(journal: Journal) -> None:
-        end = ev.SessionEnded(session="c", revision=1, outcome="failed", reason=Reason(rule="no_frames"))
+        assert journal._writes.execute("PRAGMA journal_mode").fetchone() == ("wal",)
+        assert journal._writes.execute("PRAGMA synchronous").fetchone() == (2,)
+
+    with_journal(path, body)
+
+
+def test_open_sessions_are_those_that_start_up_must_fold(path: Path) -> None:
+    """Until its Phase 7 is done; a late frame reopens; a frame refused without a session opens none."""
+
+    async def body(journal: Journal) -> None:
+        end = ev.SessionEnded(session="c", revision=1, outcome="empty", reason=Reason(rule="no_frames"))
         await journal.append(opened("a"), opened("b"), cleaned("b"), opened("c"), end, rejected("/in/x.fits"))
+        assert journal.open_sessions() == ["a", "c"]
+        await journal.append(cleaned("c"))
         assert journal.open_sessions() == ["a"]
         await journal.append(assigned(session="b"), ev.SessionClosed(session="a", revision=1, cause="quiet"))
         assert journal.open_sessions() == ["a", "b"]
 
     with_journal(path, body)
+
+
+def test_P10_a_failed_session_rests_with_its_files(path: Path) -> None:
+    """It is not begun again at every start; a late frame or a command takes it up."""
+
+    async def body(journal: Journal) -> None:
+        end = ev.SessionEnded(session="n", revision=1, outcome="failed", reason=Reason(rule="no_tiles"))
+        await journal.append(opened(), end)
+        assert journal.open_sessions() == []
+
+    with_journal(path, body)
+
+
+def test_F28_frames_that_came_while_a_revision_was_made_keep_the_session_open(path: Path) -> None:
+    """A power cut right after Phase 7 must not forget them."""
+
+    async def body(journal: Journal) -> None:
+        closed = ev.SessionClosed(session="n", revision=1, cause="quiet")
+        await journal.append(opened(), assigned(), closed, assigned("/in/late.fits"), cleaned())
+        assert journal.open_sessions() == ["n"]
+
+    with_journal(path, body)
+
+
+def test_process_asks_only_for_what_its_own_session_has_judged(path: Path) -> None:
+    """A file that another session took counts as new for the session of a whole folder."""
+
+    async def body(journal: Journal) -> None:
+        await journal.append(opened("a"), assigned("/in/a.fits", "a"), opened("b"), assigned("/in/b.fits", "b"))
+        both = ["/in/a.fits", "/in/b.fits"]
+        assert set(journal.known(both)) == set(both)
+        assert set(journal.known(both, "b")) == {"/in/b.fits"}
+
+    with_journal(path, body)
+
 
 
 def test_a_session_has_a_summary_without_being_folded(path: Path) -> None:
@@ -237,7 +285,7 @@ def test_F15_a_journal_that_cannot_be_written_is_refused(path: Path) -> None:
         Journal.open(path)
 
 
-@settings(max_examples=3000, deadline=None)
+@settings(max_examples=150, deadline=None)
 @given(place=st.integers(0, 2**31), bit=st.integers(0, 7))
 def test_F15_a_flipped_bit_never_becomes_a_fact(tmp_path_factory: pytest.TempPathFactory, place: int, bit: int) -> None:
     """Any bit of the database flipped: either the journal is refused, or its events are what was written."""
@@ -263,7 +311,7 @@ def test_F15_a_flipped_bit_never_becomes_a_fact(tmp_path_factory: pytest.TempPat
 
 
 def test_F15_a_torn_write_ahead_log_is_a_prefix(tmp_path: Path, path: Path) -> None:
-    """Power cut in the middle of a commit: what was awaited before is there, the torn rest is not, nothing is refused."""
+    """Power cut in the middle of a commit: what was written before is there, in order, and nothing is refused."""
     journal = Journal.open(path)
     asyncio.run(_append_each(journal, [opened(), assigned(), cleaned()]))
     copy = tmp_path / "copy.sqlite"

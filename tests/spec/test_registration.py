@@ -13,12 +13,13 @@ from numpy.typing import NDArray
 
 from zemosaicd import sphere
 from zemosaicd.model import Reason, Solution, Wcs
-from zemosaicd.science.astrometry import Hint, precess_to_j2000, solve
+from zemosaicd.science.astrometry import Hint, solve
 from zemosaicd.science.frame import repair_hot_pixels
 from zemosaicd.science.registration import FrameStars, JointSolution, sky_vectors, solve_session, spread
 from zemosaicd.science.stars import StarList, find_stars
 from zemosaicd.science.tie import Tie, tie, tie_session
 from zemosaicd.simulate import Night, pixel_positions, plan_frame, render, sky_of
+from zemosaicd.sphere import precess_to_j2000
 from zemosaicd.work.catalogue import read_cone
 
 NONE = np.zeros(0)

@@ -11,10 +11,10 @@ from astropy.io import fits
 from scipy.spatial import cKDTree
 
 from zemosaicd import simulate, sphere
-from zemosaicd.science.astrometry import precess_to_j2000
 from zemosaicd.science.frame import repair_hot_pixels
 from zemosaicd.science.stars import find_stars
 from zemosaicd.simulate import Night, pixel_positions, plan_frame, render, sky_of
+from zemosaicd.sphere import precess_to_j2000
 from zemosaicd.work.catalogue import read_cone
 
 NIGHT = Night(frames=3)

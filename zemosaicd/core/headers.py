@@ -13,9 +13,9 @@ from datetime import UTC, datetime
 from zemosaicd.core.cards import Cards, clean_text, number, positive, sexagesimal, slug, text
 from zemosaicd.core.wcs_cards import header_wcs
 from zemosaicd.model import FrameFacts, Reason, Rejected, Wcs
-from zemosaicd.sphere import Matrix, direction, multiply, position, scale_arcsec
+from zemosaicd.sphere import precess_to_j2000, scale_arcsec
 
-__all__ = ["clean_text", "facts", "observed", "slug", "to_j2000"]
+__all__ = ["clean_text", "facts", "observed", "slug"]
 
 MIN_SIDE_PX = 16
 BITPIX = (8, 16, 32, 64, -32, -64)
@@ -25,7 +25,7 @@ CALIBRATION_WORDS = ("dark", "flat", "bias", "offset", "zero")
 STACK_COUNTS = ("STACKCNT", "NCOMBINE", "NSTACKED", "NSTACK")
 SMART_TELESCOPES = ("seestar", "dwarf", "vespera", "stellina", "evscope", "hestia")
 """Their raw frames are integers; what they write as floats are their own stacks."""
-STACKED_NAME = re.compile(r"(dso_|img_|mosaic_)?stack(ed)?[ _-]", re.IGNORECASE)
+STACKED_NAME = re.compile(r"(dso_|img_|mosaic_)?stacked[ _-]", re.IGNORECASE)
 SCALE_CARDS = ("PIXSCALE", "SECPIX", "SECPIX1", "SCALE", "IM_SCALE")
 LONGITUDE_CARDS = ("SITELONG", "LONG-OBS", "OBSGEO-L", "OBSLONG")
 SCALE_LIMITS_ARCSEC = (0.01, 3600.0)
@@ -261,7 +261,7 @@ def _pointing(cards: Cards, observed_s: float | None) -> tuple[float, float] | N
         spoken = _in_range(number(cards, "CRVAL1"), number(cards, "CRVAL2"))
     if spoken is None or not 1900.0 < equinox < 2100.0 or abs(equinox - 2000.0) < 0.01:
         return spoken
-    return to_j2000(*spoken, equinox)
+    return precess_to_j2000(*spoken, equinox)
 
 
 def _equatorial(cards: Cards, ra_card: str, dec_card: str) -> tuple[float, float] | None:
@@ -277,30 +277,3 @@ def _in_range(ra_deg: float | None, dec_deg: float | None) -> tuple[float, float
     if ra_deg is None or dec_deg is None or not -180.0 <= ra_deg <= 360.0 or not -90.0 <= dec_deg <= 90.0:
         return None
     return ra_deg % 360.0, dec_deg
-
-
-def to_j2000(ra_deg: float, dec_deg: float, equinox: float) -> tuple[float, float]:
-    """Precess from the mean equinox of `equinox` (Julian years) to J2000, IAU 1976 (Lieske 1979); better than 1"."""
-    t = (equinox - 2000.0) / 100.0
-    zeta, z, theta = (
-        math.radians(t * (a + t * (b + t * c)) / 3600.0)
-        for a, b, c in (
-            (2306.2181, 0.30188, 0.017998),
-            (2306.2181, 1.09468, 0.018203),
-            (2004.3109, -0.42665, -0.041833),
-        )
-    )
-    back = multiply(_turn_z(zeta), multiply(_turn_y(-theta), _turn_z(z)))
-    v = direction(ra_deg, dec_deg)
-    x, y, w = (sum(m * c for m, c in zip(back[i : i + 3], v, strict=True)) for i in (0, 3, 6))
-    return position((x, y, w))
-
-
-def _turn_z(angle: float) -> Matrix:
-    c, s = math.cos(angle), math.sin(angle)
-    return c, s, 0.0, -s, c, 0.0, 0.0, 0.0, 1.0
-
-
-def _turn_y(angle: float) -> Matrix:
-    c, s = math.cos(angle), math.sin(angle)
-    return c, 0.0, -s, 0.0, 1.0, 0.0, s, 0.0, c

@@ -20,6 +20,10 @@ from zemosaicd.model import FrameId, FramePlan, Grid, LeftOut, MosaicSpec, Mount
 Box = tuple[int, int, int, int]
 """x0, y0, x1, y1 on a lattice, in whole pixels; x1 and y1 are excluded."""
 
+HALO_ROWS = 8
+"""Rows that a band carries for its neighbours, above and below together (science.combine)."""
+LEAST_ROWS = 8
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class PlanSettings:
@@ -66,9 +70,15 @@ def _grid(frame: FramePlan) -> Grid:
     return Grid(wcs=frame.wcs, width=frame.facts.width, height=frame.facts.height)
 
 
-def _turn_deg(a: Wcs, b: Wcs) -> float:
-    """Angle between two frames' rectangles, modulo half a turn: a meridian flip covers the same sky."""
-    d = (sphere.position_angle_deg(a) - sphere.position_angle_deg(b)) % 180.0
+def _turn_deg(a: Grid, b: Grid) -> float:
+    """Angle between two frames' rectangles, modulo half a turn: a meridian flip covers the same sky.
+
+    Measured in b's plane, not against north: beside a pole, north turns from frame to frame.
+    """
+    m = sphere.homography(a.wcs, b.wcs)
+    x, y = (a.width - 1) / 2, (a.height - 1) / 2
+    (x0, y0), (x1, y1) = sphere.apply_plane(m, x, y), sphere.apply_plane(m, x, y + 1.0)
+    d = math.degrees(math.atan2(x1 - x0, y1 - y0)) % 180.0
     return min(d, 180.0 - d)
 
 
@@ -76,13 +86,14 @@ def pointings(frames: Sequence[FramePlan], settings: PlanSettings) -> list[list[
     """Frames of one kind, in canonical order, gathered round the first frame of each pointing and orientation."""
     groups: list[list[FramePlan]] = []
     for frame in frames:
-        centre = sphere.centre_of(_grid(frame))
+        grid = _grid(frame)
+        centre = sphere.centre_of(grid)
         short_deg = min(frame.facts.width, frame.facts.height) * sphere.scale_arcsec(frame.wcs) / 3600.0
         best: tuple[float, list[FramePlan]] | None = None
         for group in groups:
             away = sphere.separation_deg(centre, sphere.centre_of(_grid(group[0])))
             near = away <= settings.group_radius_fraction * short_deg
-            if near and _turn_deg(frame.wcs, group[0].wcs) <= settings.group_rotation_deg:
+            if near and _turn_deg(grid, _grid(group[0])) <= settings.group_rotation_deg:
                 best = min(best or (away, group), (away, group), key=lambda pair: pair[0])
         if best is None:
             groups.append([frame])
@@ -105,6 +116,8 @@ def reference_of(frames: Sequence[FramePlan]) -> FrameId:
     """The frame that others are held against: most stars, sharpest, least noise; ties go to the first."""
 
     def merit(frame: FramePlan) -> float:
+        if not math.isfinite(frame.fwhm_px):  # no star of it could be measured
+            return 0.0
         noise = sum(frame.noise_adu) / max(1, len(frame.noise_adu))
         return frame.stars * frame.transparency / max(1e-6, frame.fwhm_px**2 * max(noise, 1e-6))
 
@@ -206,29 +219,33 @@ def _together(groups: list[list[FramePlan]], settings: PlanSettings) -> tuple[li
     left_out: list[LeftOut] = []
     groups = list(groups)
     while len(groups) > 1:
-        base = lattice([f for g in groups for f in g], "north")
-        boxes = [window(g, base) for g in groups]
-        whole = window([f for g in groups for f in g], base)
-        sizes = [g[0].facts.width * g[0].facts.height for g in groups]
-        if whole is not None and all(boxes):
-            area = _area(whole)
-            if area <= settings.sparse_limit * sum(sizes) and area <= settings.max_mosaic_pixels:
-                break
-            ratio: float = area / sum(sizes)
-        else:
-            ratio = math.inf
         main = sphere.mean_direction(sphere.centre_of(_grid(f)) for f in max(groups, key=len))
-        farthest = max(groups, key=lambda g: sphere.separation_deg(main, sphere.centre_of(_grid(g[0]))))
-        away = sphere.separation_deg(main, sphere.centre_of(_grid(farthest[0])))
-        groups.remove(farthest)
-        reason = Reason(
-            rule="far_from_target",
-            value=round(away, 2),
-            threshold=settings.sparse_limit,
-            message=f"{away:.2f} deg from the other frames: the mosaic would be {ratio:.0f} times its tiles' area",
-        )
+        away = [sphere.separation_deg(main, sphere.centre_of(_grid(g[0]))) for g in groups]
+        reason = _too_wide(groups, max(away), settings)
+        if reason is None:
+            break
+        farthest = groups.pop(away.index(max(away)))
         left_out += [LeftOut(frame=f.frame, path=f.path, reason=reason) for f in farthest]
     return groups, left_out
+
+
+def _too_wide(groups: Sequence[Sequence[FramePlan]], away_deg: float, settings: PlanSettings) -> Reason | None:
+    """Why these pointings make no mosaic together, the farthest of them being `away_deg` from the rest; or None."""
+    frames = [f for g in groups for f in g]
+    box = window(frames, lattice(frames, settings.orientation))
+    where = f"{away_deg:.2f} deg from the other frames"
+    if box is None:
+        message = f"{where}: no tangent plane holds them all"
+        return Reason(rule="far_from_target", value=round(away_deg, 2), threshold=90.0, message=message)
+    area = _area(box)
+    ratio = area / sum(g[0].facts.width * g[0].facts.height for g in groups)
+    if ratio > settings.sparse_limit:
+        message = f"{where}: the mosaic would be {ratio:.0f} times its tiles' area"
+        return Reason(rule="far_from_target", value=round(ratio, 1), threshold=settings.sparse_limit, message=message)
+    if area > settings.max_mosaic_pixels:
+        message = f"{where}: the mosaic would have {area} pixels"
+        return Reason(rule="far_from_target", value=area, threshold=settings.max_mosaic_pixels, message=message)
+    return None
 
 
 def make_plan(frames: Iterable[FramePlan], left_out: Sequence[LeftOut], settings: PlanSettings) -> Plan:
@@ -273,7 +290,7 @@ def make_plan(frames: Iterable[FramePlan], left_out: Sequence[LeftOut], settings
         altaz_cleanup=enabled,
         altaz_decision=decision,
         disk_bytes=_disk_bytes(tiles, mosaics),
-        memory_bytes=max((_memory_bytes(t, settings) for t in tiles), default=0),
+        memory_bytes=max((band_bytes(t, band_rows(t, settings.band_budget_bytes)) for t in tiles), default=0),
     )
 
 
@@ -320,10 +337,11 @@ def _disk_bytes(tiles: Sequence[TileSpec], mosaics: Sequence[MosaicSpec]) -> int
 
 def band_rows(tile: TileSpec, settings_bytes: int) -> int:
     """Rows a band of this tile may have so that samples, masks and one source stay within the budget (M5)."""
-    per_row = len(tile.frames) * tile.grid.width * tile.channels * 6 + tile.grid.width * tile.channels * 24
-    return max(8, min(tile.grid.height, settings_bytes // max(1, per_row)))
+    fitting = settings_bytes // max(1, band_bytes(tile, 1) // (1 + HALO_ROWS)) - HALO_ROWS
+    return max(LEAST_ROWS, min(tile.grid.height, fitting))
 
 
-def _memory_bytes(tile: TileSpec, settings: PlanSettings) -> int:
-    rows = band_rows(tile, settings.band_budget_bytes)
-    return rows * tile.grid.width * tile.channels * (6 * len(tile.frames) + 24)
+def band_bytes(tile: TileSpec, rows: int) -> int:
+    """Memory of a band of so many rows with its halo: 6 bytes a sample of every frame, and sums, statistics, output."""
+    row_bytes = tile.grid.width * tile.channels * (6 * len(tile.frames) + 24)
+    return (rows + HALO_ROWS) * row_bytes

@@ -27,9 +27,16 @@ def verdict(tiles_failed: int, seams_sigma: float | None, residual_px: float | N
 
 
 def build_report(
-    state: SessionState, spec: MosaicSpec, figures: Mapping[str, Any], cost: Mapping[str, float]
+    state: SessionState,
+    spec: MosaicSpec,
+    figures: Mapping[str, Any],
+    cost: Mapping[str, float],
+    refused: Mapping[str, Reason] | None = None,
 ) -> dict[str, Any]:
-    """The report of one mosaic. `figures` are what Phases 4 to 6 measured; NaN becomes null."""
+    """The report of one mosaic. `figures` are what Phases 4 to 6 measured; NaN becomes null.
+
+    `refused`: files beside the session's frames that were refused before they had a session, and why.
+    """
     plan = state.plan
     if plan is None or state.planned is None:
         raise ValueError(f"{state.session}: nothing planned to report on")
@@ -43,7 +50,7 @@ def build_report(
             "mode": "classic",
             "mosaic": spec.name,
             "key": state.planned.key,
-            "frames": _frames(state, plan, spec),
+            "frames": _frames(state, plan, spec, refused or {}),
             "tiles_total": len(spec.tiles),
             "num_master_tiles": sum(t in state.done for t in spec.tiles),
             "tiles_failed": [_why(f.reason) | {"tile": f.tile} for f in failed],
@@ -69,14 +76,15 @@ def _why(reason: Reason) -> dict[str, Any]:
     return {"reason": reason.rule, "value": reason.value, "threshold": reason.threshold, "message": reason.message}
 
 
-def _frames(state: SessionState, plan: Plan, spec: MosaicSpec) -> dict[str, Any]:
+def _frames(state: SessionState, plan: Plan, spec: MosaicSpec, refused: Mapping[str, Reason]) -> dict[str, Any]:
     """Every frame of the session is in here: used, or left out with its rule, value and threshold (section 9)."""
     rejected = [{"path": p, **_why(r.rejected)} for p, r in sorted(state.frames.items()) if r.rejected]
+    rejected += [{"path": path, **_why(reason)} for path, reason in sorted(refused.items())]
     rejected += [{"path": left.path, **_why(left.reason)} for left in plan.left_out]
     lost = {f for t in spec.tiles if t in state.done for f in state.done[t].figures.get("without", ())}
     used = [f for f in _members(plan, spec) if f.frame not in lost]
     return {
-        "total": len(state.closed_set),
+        "total": len(state.closed_set) + len(refused),
         "used": len(used),
         "rejected": rejected,
         "list": [

@@ -48,6 +48,7 @@ def wcs_header(wcs: Wcs) -> dict[str, str | float]:
         "CD1_2": wcs.cd[1],
         "CD2_1": wcs.cd[2],
         "CD2_2": wcs.cd[3],
+        "LONPOLE": 180.0,  # its default is 0 for a tangent point at the pole itself (paper II, 2.2)
         "RADESYS": "ICRS",
         "EQUINOX": 2000.0,
     }

@@ -23,10 +23,12 @@ from zemosaicd.sphere import (
     centre_of,
     direction,
     position,
+    position_angle_deg,
+    precess_to_j2000,
     scale_arcsec,
     separation_deg,
     tangent_basis,
-)  # fmt: skip
+)
 
 Float64 = NDArray[np.float64]
 Complex = NDArray[np.complex128]
@@ -67,7 +69,7 @@ class Hint:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Unsolved:
-    """Why a frame could not be placed; `probable` is a solution with odds between 1e-6 and 1e-3, not to be used alone."""
+    """Why a frame could not be placed; `probable`: a solution at odds between 1e-6 and 1e-3, not to be used alone."""
 
     reason: Reason
     probable: Solution | None = None
@@ -84,25 +86,12 @@ class _Rung:
     tolerance: float
 
 
-def precess_to_j2000(ra_deg: float, dec_deg: float, epoch_year: float) -> tuple[float, float]:
-    """Mean equator and equinox of `epoch_year` -> J2000 (IAU 1976: Lieske et al. 1977), degrees; error below 1\"."""
-    t = (epoch_year - 2000.0) / 100.0
-    zeta = (2306.2181 * t + 0.30188 * t**2 + 0.017998 * t**3) * ARCSEC_RAD
-    z = (2306.2181 * t + 1.09468 * t**2 + 0.018203 * t**3) * ARCSEC_RAD
-    theta = (2004.3109 * t - 0.42665 * t**2 - 0.041833 * t**3) * ARCSEC_RAD
-    x, y, s = direction(ra_deg - math.degrees(z), dec_deg)
-    ra, dec = position((math.cos(theta) * x + math.sin(theta) * s, y, math.cos(theta) * s - math.sin(theta) * x))
-    return (ra - math.degrees(zeta)) % 360.0, dec
+def locate(stars: StarList, facts: FrameFacts, observed_year: float | None, catalogue: Catalogue) -> Solution | Reason:
+    """Place a frame: by its header's WCS if the stars agree, else by a pair vote round its pointing, else say why not.
 
-
-def locate(
-    stars: StarList, facts: FrameFacts, observed_year: float | None, catalogue: Catalogue
-) -> Solution | Reason:
-    """Place a frame: by its header's WCS if the stars agree, else by the pair vote round its pointing, else say why not.
-
-    The header's coordinates are tried as mean equator of date first (as Seestar writes them; `observed_year` as a
-    decimal year), then as J2000, then the place its WCS names. `Solution.header_wcs`: "" (none), "used" or
-    "implausible: ...", which also names what was wrong with it.
+    The pointing is tried as J2000 first (core.headers precesses what is known to be of date), then as of date, for
+    makers who do not say so (`observed_year`: decimal year), then the place its WCS names. `Solution.header_wcs`: ""
+    (none), "used" or "implausible: ...", which also names what was wrong with it.
     """
     verdict = ""
     if facts.wcs is not None:
@@ -161,9 +150,7 @@ def solve(stars: StarList, width: int, height: int, hint: Hint, catalogue: Catal
     return best or Unsolved(reason=_no_match(lowest, tested, most))
 
 
-def check_header_wcs(
-    wcs: Wcs, stars: StarList, width: int, height: int, catalogue: Catalogue
-) -> Solution | Reason:
+def check_header_wcs(wcs: Wcs, stars: StarList, width: int, height: int, catalogue: Catalogue) -> Solution | Reason:
     """Whether the stars agree with a header's WCS: the refined Solution, else the Reason it is implausible.
 
     The catalogue projected through it must land on detections with less than 1e-6 expected false alarms.
@@ -191,9 +178,9 @@ def _hint(facts: FrameFacts, observed_year: float | None) -> Hint:
     """Pointings and scale from a frame's facts."""
     pointings: list[tuple[float, float]] = []
     if facts.ra_deg is not None and facts.dec_deg is not None:
+        pointings.append((facts.ra_deg, facts.dec_deg))
         if observed_year is not None:
             pointings.append(precess_to_j2000(facts.ra_deg, facts.dec_deg, observed_year))
-        pointings.append((facts.ra_deg, facts.dec_deg))
     if facts.wcs is not None and all(map(math.isfinite, (facts.wcs.ra_deg, facts.wcs.dec_deg))):
         pointings.append((facts.wcs.ra_deg % 360.0, max(-90.0, min(90.0, facts.wcs.dec_deg))))
     radius = SEARCH_RADII_DEG[-1] if facts.scale_arcsec > 0.0 else SEARCH_RADII_DEG[1]
@@ -203,11 +190,13 @@ def _hint(facts: FrameFacts, observed_year: float | None) -> Hint:
 def _difference(header: Wcs, found: Wcs, width: int, height: int) -> str:
     """What was wrong with a header's WCS, for the record: mirrored, how far off, what scale."""
     (a, b, c, d), (e, f, g, h) = header.cd, found.cd
-    notes = ["mirrored"] if (a * d - b * c) * (e * h - f * g) < 0.0 else []
+    mirrored = (a * d - b * c) * (e * h - f * g) < 0.0
+    turn = (position_angle_deg(header) - position_angle_deg(found) + 180.0) % 360.0 - 180.0
+    notes = ["mirrored" if mirrored else f"rotated {abs(turn):.1f} deg"]
     shape = {"width": width, "height": height}
     off = separation_deg(centre_of(Grid(wcs=header, **shape)), centre_of(Grid(wcs=found, **shape)))
     notes.append(f"{60.0 * off:.1f}' off")
-    notes.append(f"scale {scale_arcsec(header):.4g}\" for {scale_arcsec(found):.4g}\"")
+    notes.append(f'scale {scale_arcsec(header):.4g}" for {scale_arcsec(found):.4g}"')
     return "; " + ", ".join(notes)
 
 
@@ -278,7 +267,7 @@ def _project(stars: CatalogueStars, ra_deg: float, dec_deg: float) -> Complex:
     v = np.stack([np.cos(dec) * np.cos(ra), np.cos(dec) * np.sin(ra), np.sin(dec)])
     xi, eta, depth = np.array(tangent_basis(ra_deg, dec_deg)) @ v
     depth = np.where(depth > 1e-6, depth, np.nan)
-    return np.asarray((xi + 1j * eta) / depth, np.complex128)
+    return np.asarray(xi / depth + 1j * (eta / depth), np.complex128)
 
 
 def _to_pixels(wcs: Wcs, plane: Complex) -> Complex:
@@ -290,16 +279,18 @@ def _to_pixels(wcs: Wcs, plane: Complex) -> Complex:
     return np.asarray(x + 1j * y, np.complex128)
 
 
-def _refine(
-    wcs: Wcs, stars: StarList, width: int, height: int, near: CatalogueStars, rung: _Rung
-) -> Solution | Reason:
+def _refine(wcs: Wcs, stars: StarList, width: int, height: int, near: CatalogueStars, rung: _Rung) -> Solution | Reason:
     """Least squares over all one-to-one matches, tangent point at the frame's centre, degree 1 only."""
     detected = np.asarray(stars.x + 1j * stars.y, np.complex128)
-    sigma_px = np.sqrt(0.1**2 + (1.2 / np.maximum(stars.snr, 1.0)) ** 2 + (CATALOGUE_SIGMA_ARCSEC / rung.scale_arcsec) ** 2)
+    sigma_px = np.sqrt(
+        0.1**2 + (1.2 / np.maximum(stars.snr, 1.0)) ** 2 + (CATALOGUE_SIGMA_ARCSEC / rung.scale_arcsec) ** 2
+    )
     kept, rms = np.empty(0, np.int64), math.inf
     for radius in MATCH_RADII_PX:
         expected = _to_pixels(wcs, _project(near, wcs.ra_deg, wcs.dec_deg))
-        inside = np.flatnonzero((np.abs(expected.real - 0.5 * width) < 0.6 * width) & (np.abs(expected.imag - 0.5 * height) < 0.6 * height))
+        inside = np.flatnonzero(
+            (np.abs(expected.real - 0.5 * width) < 0.6 * width) & (np.abs(expected.imag - 0.5 * height) < 0.6 * height)
+        )
         mine, theirs = _match(detected, expected[inside], max(radius, MATCH_FLOOR_ARCSEC / rung.scale_arcsec))
         if len(mine) < FEWEST_MATCHES:
             return _poor("matches", float(len(mine)), float(FEWEST_MATCHES))

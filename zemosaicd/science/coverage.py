@@ -109,5 +109,6 @@ def _distance(valid: Flags) -> Pixels:
     """Distance of each pixel to the nearest one without data, float32 px; the image's diagonal if all have data."""
     if valid.size == 0 or bool(valid.all()):
         return np.full(valid.shape, np.float32(np.hypot(*valid.shape) + 1.0), np.float32)
-    image = valid.astype(np.uint8)
-    return np.asarray(cv2.distanceTransform(image, cv2.DIST_L2, cv2.DIST_MASK_PRECISE), np.float32)
+    near = cv2.distanceTransform(valid.astype(np.uint8), cv2.DIST_L2, cv2.DIST_MASK_PRECISE).astype(np.float64)
+    # Its last bit depends on how many threads opencv has (C7); a squared distance is a whole number.
+    return np.sqrt(np.rint(near * near)).astype(np.float32)

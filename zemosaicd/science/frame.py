@@ -110,7 +110,7 @@ def sky_and_noise(plane: NDArray[np.float32], bayer: str) -> tuple[tuple[float, 
 
 
 def _level_and_noise(lattices: list[Float32], block: int, step: int) -> tuple[float, float]:
-    """Sky and noise over the blocks of one or more lattices of the same colour (`step`: distance of the differences)."""
+    """Sky and noise over the blocks of one or more lattices of a colour (`step`: distance of the differences)."""
     blocks = np.concatenate([_block_statistics(lattice, block, step) for lattice in lattices])
     blocks = blocks[np.isfinite(blocks[:, 0])]
     if not len(blocks):
@@ -158,26 +158,28 @@ def _clipped_mean(values: Float32, sigma: float) -> float:
         if abs(v - middle) <= CLIP_SIGMA * sigma:
             total += v
             n += 1
-    return total / n if n else middle
+    return total / n if n else float(middle)
 
 
 @njit(cache=True, nogil=True)
 def _clipped_rms(steps: Float32) -> float:
     """Standard deviation of differences from their absolute values, those beyond 3 robust sigma left out."""
-    limit = CLIP_SIGMA * _robust_sigma(steps)
-    total, n = 0.0, 0
-    for d in steps:
-        if d <= limit:
-            total += float(d) * d
-            n += 1
-    return math.sqrt(total / n) / CLIPPED_SHARE if n else 0.0
+    sigma = float(_robust_sigma(steps))
+    for _ in range(4):  # the median of whole-number data may be off by a step: let the limit settle
+        total, n = 0.0, 0
+        for d in steps:
+            if d <= CLIP_SIGMA * sigma:
+                total += float(d) * d
+                n += 1
+        sigma = math.sqrt(total / n) / CLIPPED_SHARE if n else 0.0
+    return sigma
 
 
 @njit(cache=True, nogil=True)
 def _robust_sigma(steps: Float32) -> float:
     """Standard deviation from absolute values by their median; by their mean where the median is 0."""
     middle = np.median(steps)
-    return MAD_TO_SIGMA * middle if middle > 0.0 else math.sqrt(0.5 * math.pi) * np.mean(steps)
+    return float(MAD_TO_SIGMA * middle if middle > 0.0 else math.sqrt(0.5 * math.pi) * np.mean(steps))
 
 
 def _difference_sigma(plane: Float32) -> float:
@@ -293,5 +295,7 @@ def _luminance(plane: Float32) -> Float32:
         for x in range(width - 1):
             out[y, x] = 0.25 * (plane[y, x] + plane[y, x + 1] + plane[below, x] + plane[below, x + 1])
         other = max(0, width - 2)
-        out[y, width - 1] = 0.25 * (plane[y, width - 1] + plane[y, other] + plane[below, width - 1] + plane[below, other])
+        out[y, width - 1] = 0.25 * (
+            plane[y, width - 1] + plane[y, other] + plane[below, width - 1] + plane[below, other]
+        )
     return out

@@ -94,9 +94,7 @@ def make_field(x: Float64, y: Float64, width: int, height: int) -> Field:
     )  # fmt: skip
 
 
-def vote(
-    field: Field, catalogue: Complex, pair_stars: int, tolerance: float, reach_px: float, tested: int = 0
-) -> Vote:
+def vote(field: Field, catalogue: Complex, pair_stars: int, tolerance: float, reach_px: float, tested: int = 0) -> Vote:
     """The first hypothesis below 1e-6 expected false alarms, else the best of 300,000.
 
     `catalogue` complex (n,), bright first, in px of the expected scale about the expected place of the frame's
@@ -150,7 +148,7 @@ def log_tail(hits: int, tried: int, chance: float) -> float:
 def _owners(detections: Complex, width: int, height: int, radius: float) -> Int16:
     """Cells of radius / 2: the first detection within `radius` of the cell's centre, from 1; 0 for none."""
     cell = 0.5 * radius
-    owners = np.zeros((int(math.ceil(height / cell)), int(math.ceil(width / cell))), np.int16)
+    owners = np.zeros((math.ceil(height / cell), math.ceil(width / cell)), np.int16)
     for d in range(len(detections)):
         cx, cy = (detections[d].real + 0.5 * width) / cell, (detections[d].imag + 0.5 * height) / cell
         for j in range(max(0, int(cy) - 3), min(owners.shape[0], int(cy) + 4)):
@@ -239,7 +237,7 @@ def _walk(frame: Frame, points: Float64, near: Int32, partner: int, laid: Laid, 
 
 @njit(cache=True, nogil=True)
 def _lay(points: Float64, k: int, m: int, flip: float, start: complex, step: complex) -> Laid:
-    """(a, b, x0, y0, flip) that lays catalogue pair k, m on a detection pair: x + iy = (a + ib)(u + i flip v) + x0 + iy0."""
+    """The hypothesis that lays catalogue pair k, m on a detection pair: x + iy = (a + ib)(u + i flip v) + x0 + iy0."""
     u, v = points[k, 0], flip * points[k, 1]
     du, dv = points[m, 0] - u, flip * points[m, 1] - v
     r2 = du * du + dv * dv

@@ -10,7 +10,7 @@ import asyncio
 import contextlib
 import os
 import signal
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from functools import partial
 from pathlib import Path
@@ -23,6 +23,7 @@ from zemosaicd.core.events import SessionClosed
 from zemosaicd.core.intake import IntakeRules
 from zemosaicd.core.lifecycle import SessionState
 from zemosaicd.core.sessions import CloseCause, Closing, closing
+from zemosaicd.model import Fingerprint
 from zemosaicd.settings import Config
 from zemosaicd.shell import requests
 from zemosaicd.shell.effects import Effects
@@ -89,6 +90,8 @@ class Daemon:
         executor = self._make_executor()
         try:
             self._log.info("daemon_started", version=__version__, pid=os.getpid(), state=str(self.layout.state))
+            if self.config.mosaic.two_pass_enabled:
+                self._log.warning("setting_without_effect", key="mosaic.two_pass_enabled")
             parts = self._build(journal, executor)
             self._listen(parts)
             await executor.start()
@@ -139,7 +142,7 @@ class Daemon:
             *_watching(config, once=self._once is not None),
             log=log,
             prune=(str(layout.output), str(layout.state)),
-            known=journal.known,
+            known=journal.known if not folder else partial(_known_of_folder, journal, folder),
             clock=self._clock,
         )
         return Parts(
@@ -324,6 +327,12 @@ class Daemon:
                 await parts.executor.aclose(0.0)
 
         await parts.engine.drain(stop_executor)
+
+
+def _known_of_folder(journal: Journal, folder: str, paths: Sequence[str]) -> Mapping[str, Fingerprint]:
+    """What the session of this whole folder has judged; what other sessions took of it counts anew for `process`."""
+    session = next((o.session for o in journal.opened() if o.whole_folder == folder), None)
+    return {} if session is None else journal.known(paths, session)
 
 
 def _watching(config: Config, *, once: bool) -> tuple[IntakeRules, WatchPolicy]:

@@ -331,12 +331,13 @@ class Effects:
 
         async def attempt() -> tuple[jobs.PhaseMade, dict[str, object]]:
             made = await self._run(job, TILES_AFTER)
-            report = build_report(state, spec, made.figures, outputs.cost(made))
+            report = build_report(state, spec, made.figures, outputs.cost(made), refused)
             previous = state.last_published[name].revision if name in state.last_published else 0
             await outputs.publish(staged, report, previous)
             return made, report
 
         await self._gate.room(session, self._layout, plan.disk_bytes, config.service)
+        refused = await asyncio.to_thread(outputs.refused_beside, self._engine.journal, state)
         job_name = f"mosaic {name}"
         attempts = state.attempts.get(job_name, 0) + 1
         await self._engine.record(JobStarted(session=session, revision=revision, job=job_name, attempt=attempts))

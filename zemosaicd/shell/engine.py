@@ -48,7 +48,8 @@ class Engine:
 
     def at_rest(self, session: str) -> bool:
         """Nothing is done for this session and nothing is due to it."""
-        return self.load(session).resting and not any(i.session == session for i in self._running)
+        idle = not any(i.session == session for i in self._running)
+        return idle and (session not in self.states or self.states[session].resting)
 
     def forget(self, session: str) -> None:
         """Drops a resting session from memory; the journal keeps it, and a late frame brings it back."""

@@ -15,6 +15,7 @@ import itertools
 import multiprocessing
 import os
 import signal
+import time
 from collections import deque
 from collections.abc import Callable, Iterator
 from concurrent.futures import Future, ProcessPoolExecutor
@@ -33,6 +34,7 @@ __all__ = ["Death", "Executor", "ExecutorClosed", "Inline", "Job", "Pool", "Quar
 MAX_DEATHS = 3
 _MAX_BARREN = 3
 _GRACE_S = 5.0
+_REAPING_TRIES, _REAPING_S = 200, 0.001
 _ONE_THREAD = dict.fromkeys(
     ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS", "NUMBA_NUM_THREADS", "OPENCV_FOR_THREADS_NUM"), "1"
 )
@@ -112,7 +114,8 @@ class Pool(JobQueue):
         os.set_blocking(self._reports.fileno(), False)
         self._loop.add_reader(self._reports.fileno(), self._read_reports)
         await self.run(Nothing())
-        await asyncio.gather(*(self.run(Nothing()) for _ in range(self._capacity)))
+        while len(self._workers) < self._capacity:  # a quick worker may do the next one's share, then ask again
+            await asyncio.gather(*(self.run(Nothing()) for _ in range(self._capacity)))
 
     def pids(self) -> tuple[int, ...]:
         """The process ids of the workers."""
@@ -275,8 +278,7 @@ class Pool(JobQueue):
         for pid, process in workers.items():
             self._loop.remove_reader(process.sentinel)
             if process.sentinel in ended:
-                process.join(_GRACE_S)
-                dead[pid] = max(0, -(process.exitcode or 0))
+                dead[pid] = _exit_signal(process)
             else:
                 process.kill()
         return dead
@@ -323,7 +325,7 @@ class Pool(JobQueue):
         if self._burials:
             await asyncio.wait(self._burials, timeout=_GRACE_S)
         if not self._reports.closed:
-            self._loop.remove_reader(self._reports.fileno())
+            asyncio.get_running_loop().remove_reader(self._reports.fileno())
             self._reports.close()
             self._reports_in.close()
 
@@ -348,6 +350,16 @@ def _spawning(environment: dict[str, str]) -> Iterator[None]:
 def _pid(process: BaseProcess) -> int:
     assert process.pid is not None, "it was started"
     return process.pid
+
+
+def _exit_signal(process: BaseProcess) -> int:
+    """The signal that ended this worker, 0 if none or not known. The pool's own thread may be reaping it right now."""
+    process.join(_GRACE_S)
+    for _ in range(_REAPING_TRIES):
+        if process.exitcode is not None:
+            return max(0, -process.exitcode)
+        time.sleep(_REAPING_S)  # reaped there, and about to be written down: microseconds
+    return 0
 
 
 def _barren() -> Fatal:

@@ -18,39 +18,21 @@ import queue
 import sqlite3
 import threading
 import time
-import zlib
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from zemosaicd.codec import dumps, loads, plain
+from zemosaicd.codec import dumps, loads
 from zemosaicd.core import events as ev
 from zemosaicd.model import Fatal, Fingerprint, Reason
+from zemosaicd.shell.journal_tables import APPLICATION_ID, SCHEMA, SCHEMA_VERSION, crc, index, unsigned
 
-SCHEMA_VERSION = 1
-_APPLICATION_ID = 0x7A656D6F  # "zemo"
-_SCHEMA = f"""
-BEGIN IMMEDIATE;
-CREATE TABLE events(seq INTEGER PRIMARY KEY AUTOINCREMENT, at REAL NOT NULL, session TEXT NOT NULL,
-                    kind TEXT NOT NULL, data TEXT NOT NULL, crc INTEGER NOT NULL);
-CREATE INDEX events_of_session ON events(session, seq);
-CREATE TABLE files(path BLOB PRIMARY KEY, device INTEGER NOT NULL, inode INTEGER NOT NULL, size INTEGER NOT NULL,
-                   mtime_ns INTEGER NOT NULL, session TEXT NOT NULL, outcome TEXT NOT NULL) WITHOUT ROWID;
-CREATE INDEX files_of_session ON files(session, outcome);
-CREATE TABLE sessions(id TEXT PRIMARY KEY, state TEXT NOT NULL, summary TEXT NOT NULL,
-                      opened_at REAL NOT NULL, updated_at REAL NOT NULL);
-PRAGMA application_id = {_APPLICATION_ID};
-PRAGMA user_version = {SCHEMA_VERSION};
-COMMIT;
-"""
 _FULL = {sqlite3.SQLITE_FULL, sqlite3.SQLITE_IOERR_WRITE, sqlite3.SQLITE_IOERR_SHMSIZE}
 _CORRUPT = {sqlite3.SQLITE_CORRUPT, sqlite3.SQLITE_NOTADB}
 _BUSY_S = 30.0
 _CHUNK = 500
-_OPENS = (ev.SessionOpened, ev.FrameAssigned, ev.SessionClosed)
-_CLOSES = (ev.SessionCleaned,)
 
 
 class JournalFull(OSError):
@@ -127,6 +109,9 @@ class JournalReader:
                 "SELECT session, outcome, count(*) FROM files GROUP BY session, outcome"
             )
         }
+        rows = self._rows("SELECT id, state, summary, opened_at, updated_at FROM sessions ORDER BY opened_at, id")
+        with _explained(self._path):
+            summaries = [json.loads(row[2]) for row in rows]
         return [
             SessionRow(
                 session=session,
@@ -135,26 +120,35 @@ class JournalReader:
                 updated_at=updated_at,
                 frames=counts.get((session, "assigned"), 0),
                 rejected=counts.get((session, "rejected"), 0),
-                summary=json.loads(summary),
+                summary=summary,
             )
-            for session, state, summary, opened_at, updated_at in self._rows(
-                "SELECT id, state, summary, opened_at, updated_at FROM sessions ORDER BY opened_at, id"
-            )
+            for (session, state, _, opened_at, updated_at), summary in zip(rows, summaries, strict=True)
         ]
 
-    def known(self, paths: Iterable[str]) -> dict[str, Fingerprint]:
-        """For each of these paths that was judged before: the state of the file that was judged."""
+    def known(self, paths: Iterable[str], session: str | None = None) -> dict[str, Fingerprint]:
+        """For each of these paths that was judged before (for this session): the state of the file that was judged."""
         names = [os.fsencode(path) for path in paths]
         found: dict[str, Fingerprint] = {}
         for start in range(0, len(names), _CHUNK):
             part = names[start : start + _CHUNK]
             marks = ",".join("?" * len(part))
-            rows = self._rows(f"SELECT path, device, inode, size, mtime_ns FROM files WHERE path IN ({marks})", part)
+            query = f"SELECT path, device, inode, size, mtime_ns FROM files WHERE path IN ({marks})"
+            rows = (
+                self._rows(query, part) if session is None else self._rows(f"{query} AND session = ?", [*part, session])
+            )
             for path, device, inode, size, mtime_ns in rows:
                 found[os.fsdecode(path)] = Fingerprint(
-                    device=_unsigned(device), inode=_unsigned(inode), size=size, mtime_ns=mtime_ns
+                    device=unsigned(device), inode=unsigned(inode), size=size, mtime_ns=mtime_ns
                 )
         return found
+
+    def refused_since(self, at: float) -> list[ev.FrameRejected]:
+        """Files that were refused before they had a session, since `at` (Unix seconds), oldest first."""
+        rows = self._rows(
+            "SELECT kind, data, crc FROM events WHERE session = '' AND kind = 'FrameRejected' AND at >= ? ORDER BY seq",
+            (at,),
+        )
+        return [event for row in rows if isinstance(event := self._event(*row), ev.FrameRejected)]
 
     def close(self) -> None:
         """Close the reading connection."""
@@ -165,8 +159,8 @@ class JournalReader:
         with self._guard, _explained(self._path):
             return self._reads.execute(query, arguments).fetchall()
 
-    def _event(self, kind: str, data: str, crc: int) -> ev.Event:
-        if kind not in ev.EVENTS or crc != _crc(kind, data):
+    def _event(self, kind: str, data: str, check: int) -> ev.Event:
+        if kind not in ev.EVENTS or check != crc(kind, data):
             raise _corrupt(self._path, f"an event of kind {kind!r} is damaged")
         return loads(ev.EVENTS[kind], data)
 
@@ -270,9 +264,9 @@ class Journal(JournalReader):
                 for event, kind, data in entry.rows:
                     self._writes.execute(
                         "INSERT INTO events(at, session, kind, data, crc) VALUES (?, ?, ?, ?, ?)",
-                        (entry.at, event.session, kind, data, _crc(kind, data)),
+                        (entry.at, event.session, kind, data, crc(kind, data)),
                     )
-                    _index(self._writes, entry.at, event)
+                    index(self._writes, entry.at, event)
             self._writes.execute("COMMIT")
             self.commits += 1
         except (sqlite3.Error, ValueError, ArithmeticError, TypeError) as error:
@@ -301,62 +295,6 @@ def _answer(waiting: list[asyncio.Future[None]], failure: Exception | None) -> N
             future.set_exception(failure)
 
 
-def _index(writes: sqlite3.Connection, at: float, event: ev.Event) -> None:
-    """Keep the two index tables in step with one more event."""
-    if isinstance(event, ev.FrameAssigned | ev.FrameRejected):
-        outcome = "assigned" if isinstance(event, ev.FrameAssigned) else "rejected"
-        state = event.fingerprint
-        writes.execute(
-            "INSERT OR REPLACE INTO files VALUES (?, ?, ?, ?, ?, ?, ?)",
-            (
-                os.fsencode(event.path),
-                _signed(state.device),
-                _signed(state.inode),
-                state.size,
-                state.mtime_ns,
-                event.session,
-                outcome,
-            ),
-        )
-    if not event.session:
-        return
-    row = writes.execute("SELECT state, summary FROM sessions WHERE id = ?", (event.session,)).fetchone()
-    state_now, summary = row or ("open", "{}")
-    if isinstance(event, _OPENS):
-        state_now = "open"
-    elif isinstance(event, _CLOSES):
-        state_now = "closed"
-    writes.execute(
-        "INSERT INTO sessions VALUES (?, ?, ?, ?, ?) "
-        "ON CONFLICT(id) DO UPDATE SET state = excluded.state, summary = excluded.summary, "
-        "updated_at = excluded.updated_at",
-        (event.session, state_now, _summed(summary, event), at, at),
-    )
-
-
-def _summed(summary: str, event: ev.Event) -> str:
-    """The session's summary after one more event: last known figures, for people; state is the fold's business."""
-    news: dict[str, Any] = {}
-    match event:
-        case ev.SessionOpened():
-            news = {"night": event.night, "target": event.target, "telescope": event.telescope}
-        case ev.SessionClosed():
-            news = {"revision": event.revision, "cause": event.cause, "outcome": "", "mosaics": {}}
-        case ev.SessionPlanned():
-            news = {"tiles_total": len(event.plan.tiles), "tiles_done": 0, "tiles_failed": 0}
-        case ev.TileDone() | ev.TileFailed():
-            counter = "tiles_done" if isinstance(event, ev.TileDone) else "tiles_failed"
-            news = {counter: json.loads(summary).get(counter, 0) + 1}
-        case ev.MosaicPublished():
-            made = {"path": event.path, "verdict": event.verdict}
-            news = {"mosaics": json.loads(summary).get("mosaics", {}) | {event.mosaic: made}}
-        case ev.SessionCleaned():
-            news = {"outcome": event.outcome}
-        case ev.SessionEnded():
-            news = {"outcome": event.outcome, "reason": plain(event.reason)}
-    return json.dumps(json.loads(summary) | news) if news else summary
-
-
 def _prepared(path: Path) -> sqlite3.Connection:
     """The writing connection, checked, with its tables."""
     with suppress(FileExistsError):
@@ -372,7 +310,7 @@ def _prepared(path: Path) -> sqlite3.Connection:
             writes.execute("PRAGMA journal_mode = WAL")
             writes.execute("PRAGMA synchronous = FULL")
             if writes.execute("PRAGMA schema_version").fetchone()[0] == 0:
-                writes.executescript(_SCHEMA)
+                writes.executescript(SCHEMA)
         except BaseException:
             writes.close()
             raise
@@ -382,7 +320,7 @@ def _prepared(path: Path) -> sqlite3.Connection:
 def _check_version(connection: sqlite3.Connection, path: Path) -> None:
     (application,) = connection.execute("PRAGMA application_id").fetchone()
     (version,) = connection.execute("PRAGMA user_version").fetchone()
-    if application != _APPLICATION_ID:
+    if application != APPLICATION_ID:
         raise _corrupt(path, "it is some other program's database")
     if version > SCHEMA_VERSION:
         message = (
@@ -414,7 +352,7 @@ def _explained(path: Path) -> Iterator[None]:
         yield
     except sqlite3.Error as error:
         raise _translated(error, path) from error
-    except UnicodeDecodeError as error:  # a text that sqlite itself does not look into
+    except ValueError as error:  # a text that sqlite itself does not look into
         raise _corrupt(path, str(error)) from error
 
 
@@ -435,17 +373,3 @@ def _corrupt(path: Path, detail: str) -> Fatal:
 
 def _unusable(path: Path, detail: str) -> Fatal:
     return Fatal(Reason(rule="journal_unusable", value=detail, message=f"the journal {path} cannot be used ({detail})"))
-
-
-def _crc(kind: str, data: str) -> int:
-    """SQLite has no checksum of its own in the database file; a flipped bit must not become a fact (F15)."""
-    return zlib.crc32(f"{kind}:{data}".encode())
-
-
-def _signed(number: int) -> int:
-    """SQLite's integers are signed; device and inode numbers of network shares use all 64 bits."""
-    return number - 2**64 if number >= 2**63 else number
-
-
-def _unsigned(number: int) -> int:
-    return number + 2**64 if number < 0 else number

@@ -13,7 +13,6 @@ import math
 import os
 import queue
 import threading
-import unicodedata
 from collections.abc import Iterator, Mapping, Set
 from contextlib import contextmanager
 from enum import Enum
@@ -114,18 +113,9 @@ def clean(value: object) -> str:
     text = value if isinstance(value, str) else str(value)
     if len(text) > MAX_TEXT:
         text = text[:MAX_TEXT] + "..."
-    if text.isascii() and text.isprintable():
+    if text.isprintable():
         return text
-    return "".join(_shown(c) if unicodedata.category(c) in _BAD else c for c in text)
-
-
-_BAD = {"Cc", "Cf", "Cs", "Co", "Cn", "Zl", "Zp"}
-
-
-def _shown(character: str) -> str:
-    return (
-        character.encode("ascii", "backslashreplace").decode() if ord(character) > 127 else f"\\x{ord(character):02x}"
-    )
+    return "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in text)
 
 
 def harmless(value: object, depth: int = 0) -> object:

@@ -22,6 +22,7 @@ from zemosaicd.core.events import MosaicPublished
 from zemosaicd.core.lifecycle import SessionState
 from zemosaicd.model import Artefact, ArtefactKind, LogNote, Plan, PreparedFrame, Reason
 from zemosaicd.shell.cleanup import Cleaned
+from zemosaicd.shell.journal import JournalReader
 from zemosaicd.shell.log import Logger
 from zemosaicd.work.jobs import PhaseMade
 from zemosaicd.work.store import sync_folder
@@ -105,6 +106,14 @@ def _move_out(staged: Staged, previous: int) -> None:
                 final.rename(kept)
         source.replace(final)
     sync_folder(staged.folder)
+
+
+def refused_beside(journal: JournalReader, state: SessionState) -> dict[str, Reason]:
+    """Files that lie in the folders of the session's frames and were refused since it was opened, and why."""
+    folders = {os.path.dirname(path) for path in state.frames}  # noqa: PTH120 - thousands of them
+    since = state.opened.opened_at if state.opened else 0.0
+    known = [e for e in journal.refused_since(since) if e.path not in state.frames]
+    return {e.path: e.reason for e in known if os.path.dirname(e.path) in folders}  # noqa: PTH120
 
 
 def all_there(published: Mapping[str, MosaicPublished]) -> bool:

@@ -224,6 +224,7 @@ class Chain:
         self._cards = 0
         self.count = 0
         self.offset = 0
+        self.has_data = False
 
     def next(self) -> Hdu | None:
         """The next HDU; None at the end of the file. Raises Rejected or Incomplete."""
@@ -243,6 +244,7 @@ class Chain:
         check_budget(hdu, self.source)
         self.count += 1
         self.offset = hdu.next_offset
+        self.has_data = self.has_data or hdu.data_bytes > 0
         return hdu
 
     def _header(self, block: bytes) -> bytes:
@@ -277,7 +279,7 @@ def no_picture(chain: Chain) -> Rejected | Incomplete:
     """What to say of a file that ended without a picture: perhaps it is still growing, perhaps it never will."""
     if not chain.source.skip_to(chain.offset):
         return incomplete("fits.short", chain.source.size, chain.offset, "the file ends before its picture")
-    if chain.count == 1 and chain.source.size <= chain.offset:
+    if chain.count == 1 and not chain.has_data and chain.source.size <= chain.offset:
         return incomplete("fits.no_picture", None, None, "there is no picture in this file yet")
     return rejected("fits.no_picture", None, None, "there is no picture in this file")
 

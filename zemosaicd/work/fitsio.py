@@ -270,14 +270,17 @@ def _frame_id(raw: NDArray[Any], shape: tuple[int, ...]) -> FrameId:
 
 
 def _scaled(raw: NDArray[Any], cards: Cards) -> NDArray[np.float32]:
-    """BZERO + BSCALE * stored, worked out in float64 by chunks and kept as float32; BLANK becomes NaN."""
+    """BZERO + BSCALE * stored, by chunks, in float64 unless float32 is exact, kept as float32; BLANK becomes NaN."""
     scale, zero = (number(cards, "BSCALE") or 1.0), (number(cards, "BZERO") or 0.0)
     blank = number(cards, "BLANK") if raw.dtype.kind in "iu" else None
+    small = raw.dtype.itemsize <= 2 or (raw.dtype.str == ">f4" and not zero)
+    exact = small and scale == 1.0 and zero.is_integer() and abs(zero) < 2**23
     out = np.empty(raw.size, dtype=np.float32)
     with np.errstate(over="ignore", invalid="ignore"):
         for first in range(0, raw.size, CHUNK):
             part = raw[first : first + CHUNK]
-            values = part.astype(np.float64) * scale + zero
+            values: NDArray[np.floating] = part.astype(np.float32 if exact else np.float64)
+            values = values * values.dtype.type(scale) + values.dtype.type(zero)
             if blank is not None:
                 values[part == blank] = np.nan
             out[first : first + CHUNK] = values

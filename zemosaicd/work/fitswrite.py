@@ -146,7 +146,7 @@ class FitsImage:
         if not 0 <= first <= last <= height:
             raise IndexError(f"rows {first} to {last} of {height}")
         out = np.empty((*self.shape[:-2], last - first, width), dtype=self._stored)
-        planes = out.reshape(-1, last - first, width)
+        planes = out.reshape(math.prod(self.shape[:-2]), last - first, width)
         for plane in range(len(planes)):
             place = self._offset + (plane * height + first) * width * self._stored.itemsize
             pread_into(self._source.descriptor, planes[plane], place)
@@ -210,6 +210,8 @@ def _image_header(image: ImageSpec, *, primary: bool) -> bytes:
         cards += [_card("BZERO", zero), _card("BSCALE", 1)]
     if image.wcs:
         cards += [_card(key, value) for key, value in wcs_header(image.wcs).items()]
+        # The colour axis needs its own diagonal element, or the 3x3 CD matrix is singular.
+        cards += [_card("CD3_3", 1.0)] if len(image.shape) == 3 else []
     for key, value in image.cards.items():
         cards.append(_card(key, *(value if isinstance(value, tuple) else (value,))))
     return _block(cards)

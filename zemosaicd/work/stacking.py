@@ -22,7 +22,7 @@ from numpy.typing import NDArray
 
 from zemosaicd import sphere
 from zemosaicd.core.plan import band_rows
-from zemosaicd.model import FramePlan, Plan, Reason, TileFailed, TileSpec
+from zemosaicd.model import FramePlan, LogNote, Plan, Reason, TileFailed, TileSpec
 from zemosaicd.science import combine, coverage
 from zemosaicd.science.resample import Source, resample_band, source_rows_needed
 from zemosaicd.work.fitswrite import CardValue, FitsWriter, ImageSpec, write_fits
@@ -58,9 +58,10 @@ def stack_tile(job: StackTile) -> PhaseMade:
         raise TileFailed(Reason(rule="mastertile_error_no_valid_images_from_cache", message=message))
     output = Path(job.output)
     output.parent.mkdir(parents=True, exist_ok=True)
-    figures = _stack(plan, spec, frames, job.settings, output)
+    figures, stats = _stack(plan, spec, frames, job.settings, output)
     return PhaseMade(
         figures=figures,
+        notes=(LogNote(level="debug", event="MT_COVERAGE_STATS", fields=stats),),
         seconds=time.perf_counter() - started,
         peak_rss_mb=resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024,
     )
@@ -86,8 +87,8 @@ def levels_of(frames: Sequence[FramePlan], reference: FramePlan, by_noise: bool)
 
 def _stack(
     plan: Plan, spec: TileSpec, frames: Sequence[FramePlan], settings: StackSettings, output: Path
-) -> dict[str, object]:
-    """Writes the tile; returns its figures."""
+) -> tuple[dict[str, object], dict[str, object]]:
+    """Writes the tile; returns its figures and its coverage's (V7)."""
     height, width = spec.grid.height, spec.grid.width
     levels = levels_of(frames, plan.frames[spec.reference], settings.weights == "noise")
     rule = combine.Rule(
@@ -98,12 +99,13 @@ def _stack(
     )
     rows = band_rows(spec, settings.band_budget_bytes)
     covered = np.zeros((height, width), np.bool_)
-    deepest, rejected, samples = 0, 0, 0
+    shallowest, deepest, rejected, samples = len(frames), 0, 0, 0
     with write_fits(output, _images(spec, len(frames)), overwrite=True, mode=0o600) as writer:
         for row0 in range(0, height, rows):
             band = _band(spec, frames, levels, rule, row0, min(rows, height - row0))
             seen = band.count > 0
             covered[row0 : row0 + len(seen)] = seen
+            shallowest = min(shallowest, int(band.count.min(initial=len(frames), where=seen)))
             deepest = max(deepest, int(band.count.max(initial=0)))
             rejected, samples = rejected + int(band.rejected.sum()), samples + int(band.samples.sum())
             picture = np.where((band.weight > 0) & seen[:, :, np.newaxis], band.mean, np.float32(np.nan))
@@ -114,13 +116,22 @@ def _stack(
             reason = Reason(rule="empty_tile", value=0, threshold=1, message=f"tile {spec.tile}: no pixel was seen")
             raise TileFailed(reason)  # F31: a reason, not a black tile
         _write_alpha(writer, covered, settings.feather_fraction * min(_short_side(frames), height, width))
+    seen_fraction = float(covered.mean())
+    stats: dict[str, object] = {
+        "tile_id": spec.tile,
+        "shape": f"{height}x{width}",
+        "min": 0 if seen_fraction < 1.0 else shallowest,
+        "max": deepest,
+        "nonzero_frac": round(seen_fraction, 4),
+        "n_used": len(frames),
+    }
     return {
         "frames": len(frames),
         "coverage_max": deepest,
-        "seen_fraction": float(covered.mean()),
+        "seen_fraction": seen_fraction,
         "rejected_pct": round(100.0 * rejected / max(1, samples), 3),
         "predicted_mb": round(_predicted_bytes(spec, rows) / 1e6, 1),
-    }
+    }, stats
 
 
 def _short_side(frames: Sequence[FramePlan]) -> int:
