@@ -1,8 +1,9 @@
 """Real nights for the tests: small simulated frames, the real daemon in its own process, its log, its pixels.
 
 Nothing here sleeps for a result: `until` asks again and again until a deadline, and the log file is the daemon's own.
-`python -m tests.nights N run ...` is zemosaicd with a bomb in it: it kills itself right before its N-th step that
-leaves a trace on disk (a rename, an unlink, a new folder, a commit of the journal), whichever thread takes it.
+`python -m tests.nights "rename mosaic.fits" ROOT run ...` is zemosaicd with a bomb in it: it kills itself right before
+a step that leaves a trace on disk (a rename, an unlink, a new folder, a commit of the journal), whichever thread takes
+it.
 """
 
 from __future__ import annotations
@@ -20,8 +21,8 @@ import sys
 import tempfile
 import threading
 import time
-from collections.abc import Callable, Iterable, Iterator, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -29,6 +30,8 @@ import numpy as np
 from astropy.io import fits
 
 from zemosaicd import cli
+from zemosaicd.core.lifecycle import SessionState
+from zemosaicd.shell.daemon import outcomes
 from zemosaicd.shell.journal import Journal
 from zemosaicd.shell.layout import Layout
 from zemosaicd.simulate import Night, simulate
@@ -157,9 +160,9 @@ class Place:
         where = [str(folder or self.incoming), "--output", str(self.output)]
         return cli.main(["process", *where, *self.arguments("executor.kind=inline", *settings)])
 
-    def run(self, *settings: str, bomb: int = 0) -> Life:
+    def run(self, *settings: str, bomb: str = "") -> Life:
         """`zemosaicd run` in a process of its own; with a `bomb`, the one that kills itself (jobs inline)."""
-        module = ["tests.nights", str(bomb)] if bomb else ["zemosaicd"]
+        module = ["tests.nights", bomb, str(self.root)] if bomb else ["zemosaicd"]
         inline = ("executor.kind=inline",) if bomb else ()
         return Life(self, [sys.executable, "-m", *module, "run", *self.arguments(*inline, *settings)])
 
@@ -175,6 +178,23 @@ class Place:
     def events(self, name: str) -> list[dict[str, Any]]:
         """All lines of one event."""
         return [line for line in self.lines() if line["event"] == name]
+
+    def sessions(self) -> dict[str, SessionState]:
+        """Every session, folded from the journal; beside a running daemon too."""
+        journal = Layout(state=self.state, output=self.output).journal
+        if not journal.exists():
+            return {}
+        reader = Journal.open_readonly(journal)
+        try:
+            names = [row.session for row in reader.all_sessions()]
+        finally:
+            reader.close()
+        return outcomes(journal, set(names))
+
+    def at_rest(self, count: int = 1) -> bool:
+        """There are so many sessions, and nothing is due to any of them."""
+        sessions = self.sessions()
+        return len(sessions) == count and all(state.resting for state in sessions.values())
 
     def leftovers(self) -> list[str]:
         """What should not be there once all sessions rest: working folders, staging, temporaries."""
@@ -219,13 +239,22 @@ class Life:
         """The `count`-th such line, as soon as it is written."""
 
         def there() -> dict[str, Any] | None:
+            ended = self.process.poll() is not None
             found = self.seen(event, **fields)
-            if len(found) < count and self.process.poll() is not None:
-                found = self.seen(event, **fields)
-                assert len(found) >= count, f"ended with {self.process.returncode} before {event}: {self.tail()}"
+            if ended and len(found) < count:
+                raise AssertionError(f"ended with {self.process.returncode} before {event}: {self.tail()}")
             return found[count - 1] if len(found) >= count else None
 
         return until(there, f"{event} {fields} x{count}", self.tail)
+
+    def rest(self, sessions: int = 1) -> None:
+        """Waits until all sessions rest."""
+
+        def resting() -> bool:
+            assert self.process.poll() is None, f"ended with {self.process.returncode}: {self.tail()}"
+            return self.place.at_rest(sessions)
+
+        until(resting, f"{sessions} sessions at rest", self.tail)
 
     def tail(self) -> str:
         """The last lines, for a failing test's message."""
@@ -297,44 +326,36 @@ STEPS = frozenset({"os.rename", "os.remove", "os.rmdir", "os.mkdir"})
 
 @dataclass
 class Bomb:
-    """Kills its own process right before the `fuse`-th step that leaves a trace on disk."""
+    """Kills its own process right before a step that leaves a trace on disk: the first whose text has all `words`."""
 
-    fuse: int
-    _lock: threading.Lock = field(default_factory=threading.Lock)
+    words: tuple[str, ...]
+    root: str
 
     def plant(self) -> None:
-        """From now on steps count."""
+        """From now on every step is looked at."""
         commit = Journal._commit
 
-        def counted(journal: Journal, group: Any) -> Any:
-            self.step()
+        def heard(journal: Journal, group: Any) -> Any:
+            self.step("commit " + " ".join(kind for entry in group for _, kind, _ in entry.rows))
             return commit(journal, group)
 
-        Journal._commit = counted  # type: ignore[method-assign]
-        sys.addaudithook(self.heard)
+        Journal._commit = heard  # type: ignore[method-assign]
+        sys.addaudithook(self.about_to)
 
-    def heard(self, event: str, arguments: tuple[Any, ...]) -> None:
-        """Python's own notice of what is about to be done."""
-        if event in STEPS and "status.json" not in str(arguments[0]):
-            self.step()
+    def about_to(self, event: str, arguments: tuple[Any, ...]) -> None:
+        """Python's own notice of what is about to be done. Folders that are there already are no step."""
+        if event in STEPS:
+            names = [str(a) for a in arguments if isinstance(a, str | os.PathLike)]
+            ours = all(name.startswith(self.root) or not name.startswith("/") for name in names)
+            if ours and not (event == "os.mkdir" and os.path.isdir(names[0])):  # noqa: PTH112 - raises no event itself
+                self.step(f"{event} {' '.join(name.removeprefix(self.root) for name in names)}")
 
-    def step(self) -> None:
-        """One step; the last one is not taken."""
-        with self._lock:
-            self.fuse -= 1
-            if self.fuse == 0:
-                os.kill(os.getpid(), signal.SIGKILL)
-
-
-def chain(place: Place, fuses: Iterable[int], *settings: str) -> Iterator[Life]:
-    """Lives that all end by their bomb, each going on where the one before was cut off."""
-    for fuse in fuses:
-        with place.run(*settings, bomb=fuse) as life:
-            code = life.died()
-            assert code == -signal.SIGKILL, f"exit {code}: {life.tail()}"
-            yield life
+    def step(self, text: str) -> None:
+        """One step, in words such as `os.rename /output/x/.staging-r1/mosaic.fits /output/x/mosaic.fits`."""
+        if all(word in text for word in self.words):
+            os.kill(os.getpid(), signal.SIGKILL)
 
 
 if __name__ == "__main__":
-    Bomb(int(sys.argv[1])).plant()
-    sys.exit(cli.main(sys.argv[2:]))
+    Bomb(tuple(sys.argv[1].split()), sys.argv[2]).plant()
+    sys.exit(cli.main(sys.argv[3:]))

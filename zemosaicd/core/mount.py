@@ -14,25 +14,24 @@ from zemosaicd.model import FrameFacts, LogNote, MountMode
 _WORDS = {
     "EQ": MountMode.EQ,
     "EQUATORIAL": MountMode.EQ,
-    "1": MountMode.EQ,
     "TRUE": MountMode.EQ,
     "ALTAZ": MountMode.ALT_AZ,
     "ALTAZIMUTH": MountMode.ALT_AZ,
     "AZ": MountMode.ALT_AZ,
-    "0": MountMode.ALT_AZ,
     "FALSE": MountMode.ALT_AZ,
 }
+_NUMBERS = {1.0: MountMode.EQ, 0.0: MountMode.ALT_AZ}
 _ENTRIES_LOOKED_AT = 5
 
 
 def read_mode(value: object) -> MountMode | None:
     """The mount mode that a header or configuration value names, without regard to case, spaces, hyphens; else None."""
-    if value is None:
+    if not isinstance(value, str | int | float):
         return None
-    if isinstance(value, float) and value == int(value):
-        value = int(value)
-    word = "".join(c for c in str(value).upper() if c.isalnum())
-    return _WORDS.get(word)
+    try:
+        return _NUMBERS.get(float(value))  # 1, 1.0, "1", True; -1 is no hyphenated 1
+    except (ValueError, OverflowError):
+        return _WORDS.get("".join(c for c in str(value).upper() if c.isalnum()))
 
 
 def entry_mode(entry: Mapping[str, object]) -> MountMode | None:

@@ -337,11 +337,15 @@ def _disk_bytes(tiles: Sequence[TileSpec], mosaics: Sequence[MosaicSpec]) -> int
 
 def band_rows(tile: TileSpec, settings_bytes: int) -> int:
     """Rows a band of this tile may have so that samples, masks and one source stay within the budget (M5)."""
-    fitting = settings_bytes // max(1, band_bytes(tile, 1) // (1 + HALO_ROWS)) - HALO_ROWS
+    fitting = settings_bytes // max(1, _row_bytes(tile)) - HALO_ROWS
     return max(LEAST_ROWS, min(tile.grid.height, fitting))
 
 
 def band_bytes(tile: TileSpec, rows: int) -> int:
-    """Memory of a band of so many rows with its halo: 6 bytes a sample of every frame, and sums, statistics, output."""
-    row_bytes = tile.grid.width * tile.channels * (6 * len(tile.frames) + 24)
-    return (rows + HALO_ROWS) * row_bytes
+    """Predicted memory of a band of so many rows and its halo."""
+    return min(rows + HALO_ROWS, tile.grid.height) * _row_bytes(tile)
+
+
+def _row_bytes(tile: TileSpec) -> int:
+    """6 bytes a sample of every frame (value, code, mask), 24 for statistics, sums and output."""
+    return tile.grid.width * tile.channels * (6 * len(tile.frames) + 24)

@@ -21,7 +21,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from zemosaicd import sphere
-from zemosaicd.core.plan import band_rows
+from zemosaicd.core.plan import band_bytes, band_rows
 from zemosaicd.model import FramePlan, LogNote, Plan, Reason, TileFailed, TileSpec
 from zemosaicd.science import combine, coverage
 from zemosaicd.science.resample import Source, resample_band, source_rows_needed
@@ -130,16 +130,12 @@ def _stack(
         "coverage_max": deepest,
         "seen_fraction": seen_fraction,
         "rejected_pct": round(100.0 * rejected / max(1, samples), 3),
-        "predicted_mb": round(_predicted_bytes(spec, rows) / 1e6, 1),
+        "predicted_mb": round(band_bytes(spec, rows) / 1e6, 1),
     }, stats
 
 
 def _short_side(frames: Sequence[FramePlan]) -> int:
     return min(min(f.facts.width, f.facts.height) for f in frames)
-
-
-def _predicted_bytes(spec: TileSpec, rows: int) -> int:
-    return min(rows, spec.grid.height) * spec.grid.width * spec.channels * (6 * len(spec.frames) + 24)
 
 
 def _images(spec: TileSpec, frames: int) -> list[ImageSpec]:

@@ -1,0 +1,109 @@
+"""F1, R9: kill -9 at any step; the next start goes on, and ends with the same pixels and nothing left over."""
+
+from __future__ import annotations
+
+import signal
+from pathlib import Path
+from typing import Any
+
+import pytest
+from astropy.io import fits
+
+from tests.nights import Place, drop, night, pixels, tree, undisturbed, until
+
+MOMENTS: tuple[tuple[str, int, dict[str, Any]], ...] = (
+    ("frame_prepared", 2, {}),
+    ("PHASE_UPDATE", 1, {"phase": "2"}),
+    ("PHASE_UPDATE", 1, {"phase": "3"}),
+    ("tile_stacked", 1, {}),
+    ("PHASE_UPDATE", 1, {"phase": "5"}),
+)
+"""After which line of the log a life with workers is cut off, life after life."""
+
+STEPS = {
+    "run_end": (
+        "commit SessionOpened",
+        "os.mkdir /caches",
+        "os.rename .npy",
+        "commit SessionClosed",
+        "os.rename frames_r1.json",
+        "commit SessionPlanned",
+        "commit JobStarted",
+        "os.rename master_tile_1.fits",
+        "commit TileDone",
+        "os.mkdir .staging-r1",
+        "os.rename .staging-r1/mosaic.fits /output",
+        "commit MosaicPublished",
+        "commit SessionCleaned",
+    ),
+    "per_tile": (
+        "commit FrameAssigned",
+        "commit FramePrepared",
+        "os.rename plan_r1.json",
+        "os.rename master_tile_2.fits",
+        "os.remove .npy",
+        "os.mkdir /output",
+        "commit ArtefactMade",
+        "os.rename .staging-r1/mosaic.fits",
+        "os.rename .staging-r1/report.json",
+        "os.rename .staging-r1/preview.png /output",
+        "os.rmdir caches",
+    ),
+}
+"""Right before which step on disk a life is cut off, life after life."""
+
+
+def place_with_night(root: Path, *settings: str) -> Place:
+    place = Place(root, settings)
+    drop(night(), place.incoming)
+    (place.incoming / ".done").touch()
+    return place
+
+
+def check_whole_or_absent(place: Place) -> None:
+    """Whoever looks at the output after a crash sees a whole mosaic or none."""
+    for mosaic in place.output.glob("*/mosaic*.fits"):
+        with fits.open(mosaic) as hdus:
+            assert [hdu.name for hdu in hdus[1:]] == ["WEIGHT", "COVERAGE", "ALPHA", "FRAMES"]
+
+
+def check_end(place: Place, frames: dict[str, str]) -> None:
+    """One more life ends well: same pixels, no hole, nothing left over, the user's frames as they were."""
+    with place.run() as life:
+        life.rest()
+        assert life.stop() == 0
+    (state,) = place.sessions().values()
+    assert (state.outcome, state.revision) == ("done", 1)
+    assert pixels(place.mosaic()) == undisturbed()
+    report = place.report()
+    assert report["num_master_tiles"] == report["tiles_total"] == 2
+    assert (report["frames"]["used"], report["verdict"]) == (6, "good")
+    assert place.leftovers() == []
+    assert sorted(path.name for path in place.output.iterdir()) == [state.session]
+    assert tree(place.incoming) == frames
+
+
+@pytest.mark.parametrize("retention", ["run_end", "per_tile"])
+def test_F1_R9_killed_with_its_workers_in_one_phase_after_the_other(tmp_path: Path, retention: str) -> None:
+    """A daemon with a pool is killed after one line of its log after the other; no worker survives it (M13)."""
+    place = place_with_night(tmp_path, f"cleanup.cache_retention={retention}")
+    frames = tree(place.incoming)
+    for event, count, fields in MOMENTS:
+        with place.run() as life:
+            life.wait_for("daemon_started")
+            until(lambda: len(life.seen(event, **fields)) >= count or place.at_rest(), event, life.tail)  # noqa: B023
+            life.kill()
+        check_whole_or_absent(place)
+    check_end(place, frames)
+
+
+@pytest.mark.parametrize("retention", ["run_end", "per_tile"])
+def test_F1_R9_killed_between_two_steps_on_disk(tmp_path: Path, retention: str) -> None:
+    """A dozen lives end right before a rename, an unlink, a new folder or a commit; the next one ends well."""
+    place = place_with_night(tmp_path, f"cleanup.cache_retention={retention}")
+    frames = tree(place.incoming)
+    for words in STEPS[retention]:
+        with place.run(bomb=words) as life:
+            assert life.died() == -signal.SIGKILL, f"{words}: {life.tail()}"
+        check_whole_or_absent(place)
+    check_end(place, frames)
