@@ -1,9 +1,9 @@
 """Real nights for the tests: small simulated frames, the real daemon in its own process, its log, its pixels.
 
 Nothing here sleeps for a result: `until` asks again and again until a deadline, and the log file is the daemon's own.
-`python -m tests.nights "rename mosaic.fits" ROOT run ...` is zemosaicd with a bomb in it: it kills itself right before
-a step that leaves a trace on disk (a rename, an unlink, a new folder, a commit of the journal), whichever thread takes
-it.
+`python -m tests.nights` is the nursery: it has imported everything once, and forks daemons without the second that the
+imports take. Some of them carry a bomb: they kill themselves right before a step that leaves a trace on disk (a rename,
+an unlink, a new folder, a commit of the journal), whichever thread takes it.
 """
 
 from __future__ import annotations
@@ -14,6 +14,7 @@ import hashlib
 import itertools
 import json
 import os
+import select
 import shutil
 import signal
 import subprocess
@@ -24,7 +25,7 @@ import time
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any, Protocol, TypeVar
 
 import numpy as np
 from astropy.io import fits
@@ -35,6 +36,7 @@ from zemosaicd.shell.daemon import outcomes
 from zemosaicd.shell.journal import Journal
 from zemosaicd.shell.layout import Layout
 from zemosaicd.simulate import Night, simulate
+from zemosaicd.work.jobs import warm_up
 
 ROOT = Path(__file__).parents[1]
 PATIENCE_S = 60.0
@@ -53,6 +55,7 @@ QUICK = (
     "log.format=json",
 )
 """Settings that make a daemon of the tests quick; nothing that bears on pixels."""
+INLINE = "executor.kind=inline"
 
 T = TypeVar("T")
 
@@ -137,7 +140,13 @@ class Place:
 
     @property
     def log(self) -> Path:
-        return self.state / "log" / "zemosaicd.log"
+        named = [text.partition("=")[2] for text in self.settings if text.startswith("log.file=")]
+        return Path(named[-1]) if named else self.state / "log" / "zemosaicd.log"
+
+    @property
+    def log_bytes(self) -> int:
+        """How long the log is."""
+        return self.log.stat().st_size if self.log.exists() else 0
 
     def mosaic(self) -> Path:
         """The one mosaic that was published."""
@@ -158,13 +167,24 @@ class Place:
     def process(self, *settings: str, folder: Path | None = None) -> int:
         """`zemosaicd process` in this very process, jobs inline; returns the exit code."""
         where = [str(folder or self.incoming), "--output", str(self.output)]
-        return cli.main(["process", *where, *self.arguments("executor.kind=inline", *settings)])
+        return cli.main(["process", *where, *self.arguments(INLINE, *settings)])
 
-    def run(self, *settings: str, bomb: str = "") -> Life:
-        """`zemosaicd run` in a process of its own; with a `bomb`, the one that kills itself (jobs inline)."""
-        module = ["tests.nights", bomb, str(self.root)] if bomb else ["zemosaicd"]
-        inline = ("executor.kind=inline",) if bomb else ()
-        return Life(self, [sys.executable, "-m", *module, "run", *self.arguments(*inline, *settings)])
+    def run(self, *settings: str, config: Path | None = None) -> Life:
+        """`zemosaicd run` in a process of its own; jobs inline: out of the nursery."""
+        file = [] if config is None else ["--config", str(config)]
+        arguments = ["run", *file, *self.arguments(*settings)]
+        start = self.log_bytes
+        born = nursery().bear(arguments) if INLINE in (*self.settings, *settings) else _start(arguments, self)
+        return Life(self, born, start)
+
+    def cut_off(self, before: str, *command: str) -> None:
+        """A life of `zemosaicd run` (or another command), jobs inline, that ends by kill -9 before such a step."""
+        arguments = [*(command or ("run",)), *self.arguments(INLINE)]
+        with Life(self, nursery().bear(arguments, before, self.root), self.log_bytes) as life:
+            try:
+                assert life.process.wait(PATIENCE_S) == -signal.SIGKILL, f"{before!r} never came: {life.tail()}"
+            except TimeoutError:
+                raise AssertionError(f"{before!r} never came: {life.tail()}") from None
 
     def lines(self, start: int = 0) -> list[dict[str, Any]]:
         """The whole log from a byte on, a dictionary a line (every line is JSON: C6)."""
@@ -203,18 +223,34 @@ class Place:
         return [str(p.relative_to(self.root)) for p in doubtful]
 
 
+class Process(Protocol):
+    """What a life asks of its process, born here or in the nursery."""
+
+    @property
+    def pid(self) -> int: ...
+    def poll(self) -> int | None: ...
+    def wait(self, timeout: float | None = None) -> int: ...
+    def kill(self) -> None: ...
+    def send_signal(self, sig: int) -> None: ...
+
+
+def _start(arguments: Sequence[str], place: Place) -> subprocess.Popen[bytes]:
+    """`python -m zemosaicd ...`, in a session of its own."""
+    kernels = str(Layout(state=place.state, output=place.output).kernels)
+    return subprocess.Popen(
+        [sys.executable, "-m", "zemosaicd", *arguments], stdin=subprocess.DEVNULL, stdout=subprocess.DEVNULL,
+        stderr=subprocess.DEVNULL, start_new_session=True,
+        env=os.environ | {"PYTHONPATH": str(ROOT), "NUMBA_CACHE_DIR": kernels},
+    )  # fmt: skip
+
+
 class Life:
     """One life of a daemon. Ends it at the latest when the block ends."""
 
-    def __init__(self, place: Place, command: Sequence[str]) -> None:
+    def __init__(self, place: Place, process: Process, log_start: int) -> None:
         self.place = place
-        self._start = place.log.stat().st_size if place.log.exists() else 0
-        kernels = str(Layout(state=place.state, output=place.output).kernels)
-        environment = os.environ | {"PYTHONPATH": str(ROOT), "NUMBA_CACHE_DIR": kernels}
-        self.process = subprocess.Popen(
-            command, stdin=subprocess.DEVNULL, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE,
-            env=environment, start_new_session=True,
-        )  # fmt: skip
+        self.process = process
+        self._start = log_start
 
     def __enter__(self) -> Life:
         return self
@@ -222,9 +258,7 @@ class Life:
     def __exit__(self, *_: object) -> None:
         if self.process.poll() is None:
             self.process.kill()
-        self.process.wait()
-        if self.process.stderr is not None:
-            self.process.stderr.close()
+        self.process.wait(PATIENCE_S)
 
     @property
     def lines(self) -> list[dict[str, Any]]:
@@ -242,7 +276,7 @@ class Life:
             ended = self.process.poll() is not None
             found = self.seen(event, **fields)
             if ended and len(found) < count:
-                raise AssertionError(f"ended with {self.process.returncode} before {event}: {self.tail()}")
+                raise AssertionError(f"ended with {self.process.poll()} before {event}: {self.tail()}")
             return found[count - 1] if len(found) >= count else None
 
         return until(there, f"{event} {fields} x{count}", self.tail)
@@ -251,7 +285,7 @@ class Life:
         """Waits until all sessions rest."""
 
         def resting() -> bool:
-            assert self.process.poll() is None, f"ended with {self.process.returncode}: {self.tail()}"
+            assert self.process.poll() is None, f"ended with {self.process.poll()}: {self.tail()}"
             return self.place.at_rest(sessions)
 
         until(resting, f"{sessions} sessions at rest", self.tail)
@@ -264,16 +298,12 @@ class Life:
         """kill -9 of the daemon, and of nothing else; its children must die by themselves (M13)."""
         children = descendants(self.process.pid)
         self.process.kill()
-        self.process.wait()
+        self.process.wait(PATIENCE_S)
         until(lambda: not any(map(alive, children)), f"the end of {children}")
 
     def stop(self, number: signal.Signals = signal.SIGTERM) -> int:
         """Asks it to stop; returns its exit code."""
         self.process.send_signal(number)
-        return self.process.wait(PATIENCE_S)
-
-    def died(self) -> int:
-        """Waits until it has ended by itself; returns its exit code."""
         return self.process.wait(PATIENCE_S)
 
 
@@ -319,9 +349,10 @@ def _stat(pid: int) -> list[str]:
         return []
 
 
-# --- the bomb ------------------------------------------------------------------------------------------------------
+# --- lives with a bomb ---------------------------------------------------------------------------------------------
 
-STEPS = frozenset({"os.rename", "os.remove", "os.rmdir", "os.mkdir"})
+STEPS = frozenset({"os.rename", "os.link", "os.remove", "os.rmdir", "os.mkdir"})
+ONE_THREAD = {"OPENCV_FOR_THREADS_NUM": "1", "OPENBLAS_NUM_THREADS": "1", "OMP_NUM_THREADS": "1"}
 
 
 @dataclass
@@ -356,6 +387,104 @@ class Bomb:
             os.kill(os.getpid(), signal.SIGKILL)
 
 
+class Nursery:
+    """The process that forks lives: without the second that the imports take, and with a bomb in it if wanted."""
+
+    def __init__(self) -> None:
+        self._process = subprocess.Popen(
+            [sys.executable, "-m", "tests.nights"], stdin=subprocess.PIPE, stdout=subprocess.PIPE,
+            stderr=subprocess.DEVNULL, env=os.environ | ONE_THREAD | {"PYTHONPATH": str(ROOT)}, text=True,
+        )  # fmt: skip
+
+    def bear(self, arguments: Sequence[str], bomb: str = "", root: Path = Path("/")) -> Process:
+        """A new life of the command line."""
+        return Forked(self.ask([list(arguments), bomb, str(root)]), self)
+
+    def ask(self, request: list[Any]) -> int:
+        """One line there, one number back: a new life's pid for its arguments, the exit status for [pid]."""
+        assert self._process.stdin is not None
+        assert self._process.stdout is not None
+        self._process.stdin.write(json.dumps(request) + "\n")
+        self._process.stdin.flush()
+        return int(self._process.stdout.readline())
+
+    def close(self) -> None:
+        """No more lives."""
+        for pipe in (self._process.stdin, self._process.stdout):
+            if pipe is not None:
+                pipe.close()
+        self._process.wait(PATIENCE_S)
+
+
+@functools.cache
+def nursery() -> Nursery:
+    """The one nursery of this test run."""
+    made = Nursery()
+    atexit.register(made.close)
+    return made
+
+
+class Forked:
+    """A life out of the nursery, as its grandparent sees it: it ends, then the nursery is asked how."""
+
+    def __init__(self, pid: int, nursery: Nursery) -> None:
+        self.pid = pid
+        self._nursery = nursery
+        self._ended = os.pidfd_open(pid)
+        self._status: int | None = None
+
+    def poll(self) -> int | None:
+        """The exit status, negative for a signal; None while it lives."""
+        if self._status is None and select.select([self._ended], [], [], 0)[0]:
+            os.close(self._ended)
+            self._status = self._nursery.ask([self.pid])
+        return self._status
+
+    def wait(self, timeout: float | None = None) -> int:
+        """As poll, when it has ended. Raises TimeoutError."""
+        if self._status is None and not select.select([self._ended], [], [], timeout)[0]:
+            raise TimeoutError(f"{self.pid} still lives")
+        status = self.poll()
+        assert status is not None
+        return status
+
+    def send_signal(self, sig: int) -> None:
+        """To this very process, while it is there."""
+        if self.poll() is None:
+            os.kill(self.pid, sig)
+
+    def kill(self) -> None:
+        """kill -9."""
+        self.send_signal(signal.SIGKILL)
+
+
+def _live(arguments: list[str], bomb: str, root: str) -> None:
+    """The child's side of the fork; never returns."""
+    os.setsid()
+    nothing = os.open(os.devnull, os.O_RDWR)
+    for descriptor in (0, 1, 2):
+        os.dup2(nothing, descriptor)
+    if bomb:
+        Bomb(tuple(bomb.split()), root).plant()
+    code = 1
+    try:
+        code = cli.main(arguments)
+    finally:
+        os._exit(code)
+
+
+def _nurse() -> None:
+    """Forks a life for every line of arguments and says its pid; says how it ended when asked for it."""
+    warm_up()
+    for line in sys.stdin:
+        request = json.loads(line)
+        if len(request) == 1:
+            print(os.waitstatus_to_exitcode(os.waitpid(request[0], 0)[1]), flush=True)
+        elif child := os.fork():
+            print(child, flush=True)
+        else:
+            _live(*request)
+
+
 if __name__ == "__main__":
-    Bomb(tuple(sys.argv[1].split()), sys.argv[2]).plant()
-    sys.exit(cli.main(sys.argv[3:]))
+    _nurse()

@@ -87,7 +87,7 @@ def field(
     """Pointings `step` frame sides apart, one frame each, on one tangent plane turned as `turn_deg` says."""
     turn = math.radians(changes.pop("turn_deg", 0.0))
     base = wcs_at(ra_deg, dec_deg)
-    frames = []
+    frames: list[FramePlan] = []
     for row in range(rows):
         for column in range(columns):
             dx, dy = step * WIDTH * (column - (columns - 1) / 2), step * HEIGHT * (row - (rows - 1) / 2)

@@ -184,11 +184,13 @@ def shown(value: object) -> str:
 
 
 def problem(rule: str, setting: Setting, allowed: str) -> Problem:
+    """A problem with one setting."""
     name = ".".join(part for part in (setting.table, setting.key) if part)
     return Problem(rule=rule, place=setting.place, name=name, value=setting.value, allowed=allowed)
 
 
 def error_of(problems: list[Problem]) -> ConfigError:
+    """All problems as one error; its reason is the first one's."""
     first = problems[0]
     value = None if first.value is None else shown(first.value)
     message = "\n".join(problem.sentence() for problem in problems)

@@ -135,7 +135,7 @@ def _run(options: argparse.Namespace) -> int:
 
 
 def _process(options: argparse.Namespace) -> int:
-    folder = Path(options.folder).absolute()
+    folder = Path(options.folder).resolve()
     if not folder.is_dir():
         _say(f"zemosaicd: {options.folder} is not a folder", to_stderr=True)
         return USAGE

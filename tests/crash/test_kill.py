@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-import signal
 from pathlib import Path
 from typing import Any
 
 import pytest
 from astropy.io import fits
 
-from tests.nights import Place, drop, night, pixels, tree, undisturbed, until
+from tests.nights import INLINE, TINY, Place, drop, night, pixels, tree, undisturbed, until
+from zemosaicd import cli
 
 MOMENTS: tuple[tuple[str, int, dict[str, Any]], ...] = (
     ("frame_prepared", 2, {}),
@@ -83,10 +83,9 @@ def check_end(place: Place, frames: dict[str, str]) -> None:
     assert tree(place.incoming) == frames
 
 
-@pytest.mark.parametrize("retention", ["run_end", "per_tile"])
-def test_F1_R9_killed_with_its_workers_in_one_phase_after_the_other(tmp_path: Path, retention: str) -> None:
+def test_F1_R9_killed_with_its_workers_in_one_phase_after_the_other(tmp_path: Path) -> None:
     """A daemon with a pool is killed after one line of its log after the other; no worker survives it (M13)."""
-    place = place_with_night(tmp_path, f"cleanup.cache_retention={retention}")
+    place = place_with_night(tmp_path, "cleanup.cache_retention=per_tile")
     frames = tree(place.incoming)
     for event, count, fields in MOMENTS:
         with place.run() as life:
@@ -103,7 +102,50 @@ def test_F1_R9_killed_between_two_steps_on_disk(tmp_path: Path, retention: str) 
     place = place_with_night(tmp_path, f"cleanup.cache_retention={retention}")
     frames = tree(place.incoming)
     for words in STEPS[retention]:
-        with place.run(bomb=words) as life:
-            assert life.died() == -signal.SIGKILL, f"{words}: {life.tail()}"
+        place.cut_off(words)
         check_whole_or_absent(place)
     check_end(place, frames)
+
+
+def test_F1_F26_F28_killed_while_a_second_revision_takes_the_first_ones_place(tmp_path: Path) -> None:
+    """At every moment there is a whole mosaic.fits; in the end both revisions lie there, each with its own bytes."""
+    place = Place(tmp_path)
+    drop(night(), place.incoming)
+    assert place.process() == 0
+    folder = place.mosaic().parent
+    first = {path.name: path.read_bytes() for path in folder.iterdir()}
+    other = "tiles.rejection=none"
+    for words in (
+        "os.link report.json",
+        "os.rename .staging-r2/report.json",
+        "os.rename .staging-r2/mosaic.fits /output",
+    ):
+        place.cut_off(words, "process", str(place.incoming), "--output", str(place.output), "--set", other)
+        check_whole_or_absent(place)
+        assert (folder / "mosaic.fits").read_bytes() == first["mosaic.fits"]
+    assert place.process(other) == 0
+    assert len(list(folder.iterdir())) == 6
+    for name, data in first.items():
+        stem, suffix = name.split(".")
+        assert (folder / f"{stem}.r1.{suffix}").read_bytes() == data
+    assert pixels(place.mosaic()) == undisturbed(TINY, other)
+    assert place.leftovers() == []
+
+
+def test_F21_a_tile_that_kills_the_daemon_again_and_again_becomes_a_hole(tmp_path: Path) -> None:
+    """Five lives end in tile 1; the sixth leaves it out with the reason, makes tile 2, and stays up."""
+    place = place_with_night(tmp_path)
+    for _ in range(5):
+        place.cut_off("os.rename master_tile_1.fits")
+    with place.run(INLINE) as life:
+        life.rest()
+        (hole,) = place.report()["tiles_failed"]
+        assert (hole["tile"], hole["reason"], hole["threshold"]) == (1, "interrupted", 5)
+        assert (place.report()["num_master_tiles"], place.report()["verdict"]) == (1, "holes")
+        assert place.leftovers() == []
+        (session,) = place.sessions()
+        assert cli.main(["close", session, *place.arguments()]) == 0  # whoever asks for it again gets it whole
+        life.wait_for("session_done", 2)
+        assert life.stop() == 0
+    assert place.report()["revision"] == 2
+    assert pixels(place.mosaic()) == undisturbed()

@@ -19,7 +19,7 @@ from zemosaicd.core.events import EVENTS
 from zemosaicd.model import Fingerprint, LogNote, MountMode, Plan, PreparedFrame, Reason, Rejected
 from zemosaicd.work.planning import PlanRequest
 
-ESCAPED = st.characters(min_codepoint=0xDC80, max_codepoint=0xDCFF, categories=("Cs",))
+ESCAPED = st.integers(0xDC80, 0xDCFF).map(chr)
 """What os.fsdecode makes of bytes that are not UTF-8 (F5); the other surrogates never come from a filename."""
 TEXT = st.text(st.one_of(st.characters(), ESCAPED), max_size=6)
 FLOATS = st.floats(width=64)
@@ -51,6 +51,7 @@ def of(kind: Any) -> st.SearchStrategy[Any]:
     if issubclass(kind, Enum):
         return st.sampled_from(list(kind))
     assert is_dataclass(kind), kind
+    assert isinstance(kind, type)
     hints = typing.get_type_hints(kind)
     return st.builds(kind, **{f.name: of(hints[f.name]) for f in fields(kind)})
 

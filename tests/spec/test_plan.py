@@ -241,8 +241,7 @@ def test_a_mosaic_too_large_for_its_limit_loses_its_far_tiles() -> None:
     assert 0 < len(plan.frames) < 6
     for left in plan.left_out:
         assert left.reason.threshold == 25_000
-        assert isinstance(left.reason.value, int)
-        assert left.reason.value > 25_000
+        assert float(left.reason.value or 0) > 25_000
 
 
 def test_a_long_oblique_strip_is_a_mosaic() -> None:

@@ -15,7 +15,6 @@ import pytest
 import structlog
 from structlog.testing import LogCapture
 
-from zemosaicd.model import Fatal
 from zemosaicd.shell.supervisor import (
     DaemonStatus,
     Notifier,
@@ -210,7 +209,7 @@ def test_F14_the_death_of_a_side_task_is_loud(ending: str) -> None:
 
     with pytest.raises(ExceptionGroup) as caught:
         asyncio.run(main())
-    assert isinstance(caught.value.exceptions[0], ValueError if ending == "raises" else Fatal)
+    assert isinstance(caught.value.exceptions[0], ValueError if ending == "raises" else RuntimeError)
     assert [(e["event"], e["task"]) for e in capture.entries] == [("side_task_died", "watch")]
 
 

@@ -57,6 +57,7 @@ def test_C6_readiness_watchdog_and_reload_are_wired() -> None:
     assert unit["WatchdogSec"] == ["60"]
     assert unit["ExecReload"] == ["/bin/kill -HUP $MAINPID"]
     assert unit["Restart"] == ["on-failure"]
+    assert unit["RestartSec"] == ["5"]
     assert unit["RestartPreventExitStatus"] == ["78"]
     assert unit["KillMode"] == ["mixed"]
     assert unit["OOMPolicy"] == ["continue"]

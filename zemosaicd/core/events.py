@@ -54,10 +54,11 @@ class FrameRejected(Event):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class FramePrepared(Event):
-    """Phase 1 is done for this frame: measured, solved or not, cached."""
+    """Phase 1 is done for this frame: measured, solved or not, cached. `fingerprint`: the state of the file it saw."""
 
     path: str
     prepared: PreparedFrame
+    fingerprint: Fingerprint | None = None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

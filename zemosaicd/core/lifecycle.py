@@ -118,9 +118,10 @@ class Instruction:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Prepare(Instruction):
-    """Phase 1 for one frame."""
+    """Phase 1 for one frame, in one state of its file: a file that changes is another instruction."""
 
     path: str
+    fingerprint: Fingerprint
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -174,35 +175,41 @@ def apply(state: SessionState, event: Event) -> None:
         case FrameAssigned():
             if state.outcome:
                 _reopen(state)
-            if state.planned is not None:  # a frame that changed after Phase 2 belongs to the next revision
-                state.closed_set -= {event.path}
+            if event.path in state.closed_set and (state.planned is not None or not state.preparing):
+                state.closed_set -= {event.path}  # changed in Phase 2 or later: it belongs to the next revision
             state.frames[event.path] = FrameRecord(event.fingerprint, event.facts)
             state.unprepared[event.path] = None
         case FrameRejected():
-            if event.path in state.frames:
-                state.frames[event.path].rejected = event.reason
+            record = state.frames.get(event.path)
+            if record is not None and record.fingerprint == event.fingerprint:
+                record.prepared, record.rejected = None, event.reason
                 state.unprepared.pop(event.path, None)
         case FramePrepared():
-            _known(state, event.path).prepared = event.prepared
-            state.unprepared.pop(event.path, None)
+            record = _known(state, event.path)
+            if event.fingerprint in (None, record.fingerprint):  # else the file has changed since: it is due again
+                record.prepared, record.rejected = event.prepared, None
+                state.unprepared.pop(event.path, None)
         case ArtefactMade():
             state.manifest[event.artefact.path] = event.artefact
         case JobStarted():
             state.attempts[event.job] = max(event.attempt, state.attempts.get(event.job, 0))
+        case SessionClosed():
+            _start_revision(state, event)
         case _:
-            _apply_revision(state, event)
+            _apply_result(state, event)
 
 
-def _apply_revision(state: SessionState, event: Event) -> None:
-    """The events that carry a revision's number."""
-    if isinstance(event, SessionClosed):
-        if state.closed and not state.outcome:
-            raise ValueError(f"{state.session}: closed twice ({event})")
-        _start_revision(state, event)
-        return
+def _apply_result(state: SessionState, event: Event) -> None:
+    """The results of a revision's work."""
     revision = getattr(event, "revision", None)
-    if revision != state.revision or not state.closed:
+    if revision is None or not 1 <= revision <= state.revision:
         raise ValueError(f"{state.session}: {event} does not belong to revision {state.revision}")
+    if revision < state.revision or state.outcome or not state.closed:
+        # A result that was on its way when its revision ended (of two mosaics one failed): too late to matter, but
+        # what lies in the output folder is known (F26).
+        if isinstance(event, MosaicPublished):
+            state.last_published[event.mosaic] = event
+        return
     match event:
         case SessionPlanned():
             state.planned = event
@@ -239,6 +246,8 @@ def _reopen(state: SessionState) -> None:
 
 
 def _start_revision(state: SessionState, event: SessionClosed) -> None:
+    if state.closed and not state.outcome:
+        raise ValueError(f"{state.session}: closed twice ({event})")
     if state.outcome:
         _reopen(state)
     state.revision = event.revision
@@ -249,11 +258,16 @@ def _start_revision(state: SessionState, event: SessionClosed) -> None:
 def _rest(state: SessionState, outcome: str) -> None:
     """The revision is over. Frames that came meanwhile open the next one at once."""
     if state.published:
-        state.last_published = dict(state.published)
-        state.last_key = state.planned.key if state.planned else ""
+        state.last_published |= state.published
+        state.last_key = state.planned.key if state.planned and outcome == "done" and _whole(state) else ""
     state.outcome = outcome
     if any(p not in state.closed_set for p in state.unprepared):
         _reopen(state)
+
+
+def _whole(state: SessionState) -> bool:
+    """No tile and no frame was lost on the way; only then is the same plan again nothing new."""
+    return not state.failed and not any(t.figures.get("without") for t in state.done.values())
 
 
 def _forget_removed(state: SessionState) -> None:
@@ -276,7 +290,7 @@ def frame_due(state: SessionState, path: str) -> Prepare | None:
     """Phase 1 for this frame, if it is due now. A frame that came after closing waits for the next revision."""
     if path not in state.unprepared or (state.closed and path not in state.closed_set):
         return None
-    return Prepare(session=state.session, path=path)
+    return Prepare(session=state.session, path=path, fingerprint=state.frames[path].fingerprint)
 
 
 def frames_due(state: SessionState) -> list[Prepare]:
@@ -304,11 +318,9 @@ def due(state: SessionState) -> list[Instruction]:
         return []
     if state.ended is not None:
         return [Clean(session=state.session, revision=state.revision, outcome=state.ended.outcome)]
-    if state.preparing:
-        return []
-    if state.planned is None:
-        return [_plan_or_end(state)]
-    return _after_plan(state, state.planned.plan)
+    if state.planned is not None:
+        return _after_plan(state, state.planned.plan)
+    return [] if state.preparing else [_plan_or_end(state)]
 
 
 def _plan_or_end(state: SessionState) -> Instruction:

@@ -7,7 +7,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from zemosaicd.core.lifecycle import SessionState
-from zemosaicd.model import MosaicSpec, Plan, Reason
+from zemosaicd.model import FrameId, FramePlan, MosaicSpec, Plan, Reason
 
 GOOD, HOLES, SUSPECT = "good", "holes", "suspect"
 
@@ -16,6 +16,8 @@ SEAM_LIMIT_SIGMA = 3.0
 
 ASTROMETRY_LIMIT_PX = 0.5
 """Median residual of the joint solution, above which stars double."""
+
+CACHE_LOST = Reason(rule="cache_lost", message="its cache was gone and could not be made again from the frame")
 
 
 def verdict(tiles_failed: int, seams_sigma: float | None, residual_px: float | None, pointing_only: bool) -> str:
@@ -67,7 +69,8 @@ def build_report(
     return report
 
 
-def _members(plan: Plan, spec: MosaicSpec) -> list[Any]:
+def _members(plan: Plan, spec: MosaicSpec) -> list[FramePlan]:
+    """The frames that were planned for this mosaic."""
     ids = dict.fromkeys(f for t in plan.tiles if t.tile in spec.tiles for f in t.frames)
     return [plan.frames[f] for f in ids]
 
@@ -77,15 +80,20 @@ def _why(reason: Reason) -> dict[str, Any]:
 
 
 def _frames(state: SessionState, plan: Plan, spec: MosaicSpec, refused: Mapping[str, Reason]) -> dict[str, Any]:
-    """Every frame of the session is in here: used, or left out with its rule, value and threshold (section 9)."""
+    """Every frame of the session is in here: used, or left out with its rule, value and threshold (section 9).
+
+    `elsewhere`: how many are in the session's other mosaics (filters); total = used + elsewhere + rejected.
+    """
     rejected = [{"path": p, **_why(r.rejected)} for p, r in sorted(state.frames.items()) if r.rejected]
     rejected += [{"path": path, **_why(reason)} for path, reason in sorted(refused.items())]
     rejected += [{"path": left.path, **_why(left.reason)} for left in plan.left_out]
-    lost = {f for t in spec.tiles if t in state.done for f in state.done[t].figures.get("without", ())}
-    used = [f for f in _members(plan, spec) if f.frame not in lost]
+    used, lost = _fates(state, plan, spec)
+    rejected += [{"path": path, **_why(reason)} for path, reason in sorted(lost.items())]
+    known = {*state.closed_set, *refused, *(f.path for f in plan.frames.values()), *(f.path for f in plan.left_out)}
     return {
-        "total": len(state.closed_set) + len(refused),
+        "total": len(known),
         "used": len(used),
+        "elsewhere": len(plan.frames) - len(_members(plan, spec)),
         "rejected": rejected,
         "list": [
             {
@@ -100,6 +108,18 @@ def _frames(state: SessionState, plan: Plan, spec: MosaicSpec, refused: Mapping[
             for f in used
         ],
     }
+
+
+def _fates(state: SessionState, plan: Plan, spec: MosaicSpec) -> tuple[list[FramePlan], dict[str, Reason]]:
+    """Of the frames planned for a mosaic: those that are in it, and why the others (by path) are not."""
+    used: dict[FrameId, None] = {}
+    lost: dict[FrameId, Reason] = {}
+    for tile in (t for t in plan.tiles if t.tile in spec.tiles):
+        done, failed = state.done.get(tile.tile), state.failed.get(tile.tile)
+        gone = done.figures.get("without", ()) if done else tile.frames
+        lost.update(dict.fromkeys(gone, failed.reason if failed else CACHE_LOST))
+        used.update(dict.fromkeys(f for f in tile.frames if f not in set(gone)))
+    return [plan.frames[f] for f in used], {plan.frames[f].path: r for f, r in lost.items() if f not in used}
 
 
 def _phases(state: SessionState, cost: Mapping[str, float]) -> dict[str, Any]:

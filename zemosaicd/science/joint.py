@@ -116,6 +116,7 @@ def _recentred(f: Frames) -> Frames:
 
 
 def wcs_of(f: Frames, i: int) -> Wcs:
+    """The plain TAN solution of frame `i`, tangent at its own centre; degrees, 0-based px."""
     ra, dec = sphere.position((float(f.centre[i, 0]), float(f.centre[i, 1]), float(f.centre[i, 2])))
     q = 1 / f.z[i]
     s = float(f.parity[i])
@@ -133,21 +134,24 @@ def _project(f: Frames, frame: I64, v: F64) -> tuple[C128, F64, F64, F64]:
 
 
 def sky_at(f: Frames, frame: I64, pixel: C128) -> F64:
+    """Unit vectors float64 (n, 3) of pixels complex128 (n,) of the frames int64 (n,)."""
     w = (pixel - f.t[frame]) / f.z[frame]
     v = f.centre[frame] + (f.parity[frame] * w.real)[:, None] * f.east[frame] + w.imag[:, None] * f.north[frame]
     return np.asarray(v / np.linalg.norm(v, axis=1, keepdims=True))
 
 
 def robust_sigma(values: F64) -> float:
-    """1.4826 median |v| of values that should centre on 0."""
+    """1.4826 median |v| of values (n,) that should centre on 0, in their unit; NaN for none."""
     return 1.4826 * float(np.median(np.abs(values))) if len(values) else math.nan
 
 
 def axes(c: C128) -> F64:
+    """x then y of complex128 (n,): float64 (2n,), px."""
     return np.concatenate([c.real, c.imag])
 
 
 def weighted_rms(residual: C128, weight: F64) -> float:
+    """Weighted rms per axis of residuals complex128 (n,), weights float64 (n,); NaN without weight."""
     total = float(weight.sum())
     return math.sqrt(float((weight * np.abs(residual) ** 2).sum()) / total / 2) if total > 0 else math.nan
 

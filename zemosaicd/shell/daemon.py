@@ -76,17 +76,19 @@ class Daemon:
         self.touched: set[str] = set()
         self.state = "starting"
         self._log = log
+        self._gate = DiskGate(log, (self.layout.state, self.layout.output))
         self._once = once
         self._reload = reload
         self._stop = asyncio.Event()
         self._abandon = asyncio.Event()
+        self._closing = asyncio.Lock()
         self._clock = SystemClock()
         self._started_s = self._clock.wall()
 
     async def run(self) -> None:
         """The whole life. Raises Fatal for what cannot be started; an unexpected error of the engine is raised too."""
         self._make_folders()
-        journal = Journal.open(self.layout.journal)
+        journal = await self._gate.retrying("", self._open_journal)
         executor = self._make_executor()
         try:
             self._log.info("daemon_started", version=__version__, pid=os.getpid(), state=str(self.layout.state))
@@ -99,6 +101,9 @@ class Daemon:
         finally:
             await executor.aclose(0.0)
             await journal.aclose()
+
+    async def _open_journal(self) -> Journal:
+        return Journal.open(self.layout.journal)  # blocks, and may: nothing runs yet
 
     # --- start -----------------------------------------------------------------------------------------------------
 
@@ -127,7 +132,7 @@ class Daemon:
     def _build(self, journal: Journal, executor: Executor) -> Parts:
         """Who knows whom: from here on nobody asks for a part that was not handed over."""
         config, log, layout = self.config, self._log, self.layout
-        gate, configs = DiskGate(log), SessionConfigs(config)
+        gate, configs = self._gate, SessionConfigs(config)
 
         async def run_job(job: Job, priority: int) -> Any:
             try:
@@ -135,7 +140,8 @@ class Daemon:
             except ExecutorClosed as error:
                 raise asyncio.CancelledError from error  # we are stopping: the journal says what is left to do
 
-        engine = Engine(journal, log, lambda engine: Effects(engine, run_job, configs, layout, gate, log))
+        capacity = executor.capacity
+        engine = Engine(journal, gate, lambda engine: Effects(engine, run_job, configs, layout, gate, log, capacity))
         folder = "" if self._once is None or self._once.split else self._once.folder
         watcher = Watcher(
             config.paths.incoming,
@@ -276,6 +282,7 @@ class Daemon:
                 due = self._closing_of(parts, state)
                 if due is not None and due.cause is not None:
                     await self._close(parts, state.session, due.cause)
+                parts.engine.forget(state.session)
             await asyncio.sleep(TICK_S)
 
     def _closing_of(self, parts: Parts, state: SessionState) -> Closing | None:
@@ -292,6 +299,10 @@ class Daemon:
 
     async def _close(self, parts: Parts, session: str, cause: CloseCause) -> None:
         """Closes a session's open revision; one that rests is done again only when somebody asks for it."""
+        async with self._closing:  # a marker and a quiet time must not close the same revision twice
+            await self._close_once(parts, session, cause)
+
+    async def _close_once(self, parts: Parts, session: str, cause: CloseCause) -> None:
         if session not in parts.intake.scopes:
             self._log.warning("session_unknown", session=session)
             return

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Awaitable, Callable
+from contextlib import nullcontext
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
@@ -35,20 +36,22 @@ from zemosaicd.model import (
     FrameId,
     FramePlan,
     LogNote,
+    MosaicSpec,
     Plan,
     Reason,
     SessionFailed,
     TileSpec,
     ZemosaicdError,
 )
-from zemosaicd.shell import cleanup, outputs
+from zemosaicd.shell import outputs
 from zemosaicd.shell.caches import CacheTable
 from zemosaicd.shell.engine import Engine
 from zemosaicd.shell.executors import Job
 from zemosaicd.shell.layout import Layout
 from zemosaicd.shell.log import Logger
+from zemosaicd.shell.retention import clean_session
 from zemosaicd.shell.sessions import SessionConfigs
-from zemosaicd.shell.space import DiskGate
+from zemosaicd.shell.space import DiskGate, frame_bytes, still_needed_bytes
 from zemosaicd.work import jobs, planning
 
 RunJob = Callable[[Job, int], Awaitable[Any]]
@@ -62,10 +65,21 @@ MAX_INTERRUPTED = 5
 
 
 class Effects:
-    """Carries out instructions for one engine."""
+    """Carries out instructions for one engine. `capacity`: how many jobs run at once.
+
+    Of thousands of frames and tiles that are due only those take their turn that can soon run: so the floor of free
+    space holds (F8), and a tile that never began is not blamed for a crash (F21).
+    """
 
     def __init__(
-        self, engine: Engine, run_job: RunJob, configs: SessionConfigs, layout: Layout, gate: DiskGate, log: Logger
+        self,
+        engine: Engine,
+        run_job: RunJob,
+        configs: SessionConfigs,
+        layout: Layout,
+        gate: DiskGate,
+        log: Logger,
+        capacity: int,
     ) -> None:
         self._engine = engine
         self._run = run_job
@@ -73,12 +87,19 @@ class Effects:
         self._layout = layout
         self._gate = gate
         self._log = log
+        self._turns = {Prepare: asyncio.Semaphore(2 * capacity + 1), StackTile: asyncio.Semaphore(capacity)}
         self._tables: dict[tuple[str, int], CacheTable] = {}
+        self._unreleased: dict[tuple[str, int], set[int]] = {}
         self._rebuilds: dict[str, asyncio.Future[Reason | None]] = {}
 
     async def perform(self, instruction: Instruction) -> None:
         """Carries out one instruction; what came of it is journalled when this returns."""
-        state = self._engine.states[instruction.session]
+        async with self._turns.get(type(instruction)) or nullcontext():
+            if self._engine.draining:
+                raise asyncio.CancelledError
+            await self._perform(self._engine.states[instruction.session], instruction)
+
+    async def _perform(self, state: SessionState, instruction: Instruction) -> None:
         match instruction:
             case Prepare():
                 await self._prepare(state, instruction.path)
@@ -103,7 +124,7 @@ class Effects:
         cache = self._layout.cache(state.session, path, record.fingerprint)
         artefact = Artefact(path=str(cache), kind=ArtefactKind.CACHE)
         await self._engine.record(ArtefactMade(session=state.session, artefact=artefact))
-        cache.parent.mkdir(parents=True, exist_ok=True)
+        await self._gate.room(state.session, frame_bytes(record.facts), config.service)
         job = jobs.PrepareFrame(
             path=path,
             cache=str(cache),
@@ -111,7 +132,7 @@ class Effects:
             scale_arcsec=config.frames.pixel_scale_arcsec,
         )
         try:
-            prepared = await self._gate.retrying(state.session, partial(self._run, job, FRAMES_FIRST))
+            prepared = await self._into_folder(state, cache.parent, job, FRAMES_FIRST)
         except ZemosaicdError as error:
             reason = error.reason
         except OSError as error:
@@ -120,12 +141,24 @@ class Effects:
             self._log.exception("internal_error", session=state.session, subject=path)
             reason = Reason(rule="internal_error", value=type(error).__name__, message=str(error))
         else:
-            await self._engine.record(FramePrepared(session=state.session, path=path, prepared=prepared))
+            seen = record.fingerprint  # the file may have changed while it was prepared (C2)
+            await self._engine.record(
+                FramePrepared(session=state.session, path=path, prepared=prepared, fingerprint=seen)
+            )
             outputs.log_prepared(self._log, state.session, prepared)
             return
         event = FrameRejected(session=state.session, path=path, fingerprint=record.fingerprint, reason=reason)
         await self._engine.record(event)
         outputs.log_rejected(self._log, state.session, path, reason)
+
+    async def _into_folder(self, state: SessionState, folder: Path, job: Job, priority: int) -> Any:
+        """Runs a job that writes into a folder of the session's, made if need be, whenever the disk can take it."""
+
+        async def attempt() -> Any:
+            folder.mkdir(mode=0o700, parents=True, exist_ok=True)
+            return await self._run(job, priority)
+
+        return await self._gate.retrying(state.session, attempt)
 
     # --- Phase 2 ---------------------------------------------------------------------------------------------------
 
@@ -162,7 +195,7 @@ class Effects:
             self._log, session, (*made.notes, *mount.decision_notes(plan.mount_modes, plan.altaz_decision))
         )
         key = outputs.content_key(plan, self._configs.content(config))
-        if key == state.last_key and outputs.all_there(state.last_published):
+        if key == state.last_key and outputs.all_there(state.last_published, self._layout.output):
             where = next(iter(state.last_published.values())).path
             reason = Reason(rule="unchanged", value=where, message=f"the same frames and settings as before: {where}")
             await self._end(state, "unchanged", reason)
@@ -185,6 +218,7 @@ class Effects:
         if key not in self._tables:
             self._log.info("PHASE_UPDATE", session=state.session, phase="3")
             users = {t.tile: [plan.frames[f].cache for f in t.frames] for t in plan.tiles}
+            self._unreleased[key] = {t.tile for t in lifecycle.pending_tiles(state)}
             self._tables[key] = CacheTable(
                 users,
                 root=str(self._layout.caches(state.session)),
@@ -200,11 +234,13 @@ class Effects:
         spec = next(t for t in plan.tiles if t.tile == number)
         table = await self._table(state, plan)
         outputs.log_notes(self._log, state.session, [mount.gating_note(number, spec.mount_mode, plan.altaz_cleanup)])
-        await self._gate.room(state.session, self._layout, plan.disk_bytes, self._configs.of(state).service)
+        await self._gate.room(state.session, still_needed_bytes(state), self._configs.of(state).service)
+        waiting = self._unreleased[state.session, state.revision]
         event = await self._tile_result(state, plan, spec)
         await self._engine.record(event)
         await table.release(number)
-        if not lifecycle.pending_tiles(state):
+        waiting.discard(number)
+        if not waiting:
             await table.finish()
         if isinstance(event, TileDone):
             self._log.info("tile_stacked", session=state.session, tile=number, **event.figures)
@@ -244,6 +280,8 @@ class Effects:
                 settings = replace(settings, band_budget_bytes=settings.band_budget_bytes // 2)  # F10
             except ZemosaicdError as error:
                 reason = error.reason
+            except FileNotFoundError as error:  # a cache went while the tile was made: the next try makes it again
+                reason = Reason(rule="file_missing", value=str(error.filename), message=f"{error.filename} has gone")
             except Exception as error:  # noqa: BLE001 - reported as this tile's failure
                 self._log.exception("internal_error", session=session, subject=name)
                 reason = Reason(rule="internal_error", value=type(error).__name__, message=str(error))
@@ -293,10 +331,9 @@ class Effects:
         try:
             artefact = Artefact(path=frame.cache, kind=ArtefactKind.CACHE)
             await self._engine.record(ArtefactMade(session=state.session, artefact=artefact))
-            Path(frame.cache).parent.mkdir(parents=True, exist_ok=True)
             budget = self._configs.budget(self._configs.of(state))
             job = jobs.RebuildCache(path=frame.path, cache=frame.cache, frame=frame.frame, budget=budget)
-            await self._gate.retrying(state.session, partial(self._run, job, FRAMES_FIRST))
+            await self._into_folder(state, Path(frame.cache).parent, job, FRAMES_FIRST)
         except ZemosaicdError as error:
             reason = error.reason
         except OSError as error:
@@ -309,34 +346,24 @@ class Effects:
     # --- Phases 4 to 6 ---------------------------------------------------------------------------------------------
 
     async def _mosaic(self, state: SessionState, name: str) -> None:
-        session, revision, config = state.session, state.revision, self._configs.of(state)
+        session, revision = state.session, state.revision
         plan = _plan_of(state)
         spec = next(m for m in plan.mosaics if m.name == name)
         for phase in ("4", "5", "6"):
             self._log.info("PHASE_UPDATE", session=session, phase=phase)
         folder = self._layout.output_folder(state, spec, len(plan.mosaics))
-        staged = await self._gate.retrying(session, lambda: asyncio.to_thread(outputs.stage, folder, revision))
-        await self._engine.record(*(ArtefactMade(session=session, artefact=a) for a in staged.artefacts()))
-        job = jobs.MakeMosaic(
-            plan_path=str(self._layout.plan_file(session, revision)),
-            name=name,
-            tiles=tuple((t, state.done[t].path) for t in spec.tiles if t in state.done),
-            without=tuple(sorted({f for t in spec.tiles if t in state.done for f in state.done[t].figures["without"]})),
-            mosaic=str(staged.mosaic),
-            preview=str(staged.preview),
-            session=session,
-            revision=revision,
-            settings=self._configs.mosaic_settings(config),
-        )
+        await self._engine.record(*(ArtefactMade(session=session, artefact=a) for a in outputs.intended(folder)))
 
         async def attempt() -> tuple[jobs.PhaseMade, dict[str, object]]:
-            made = await self._run(job, TILES_AFTER)
+            staged = await asyncio.to_thread(outputs.stage, folder, revision)  # each time: the folder may have gone
+            await self._engine.record(ArtefactMade(session=session, artefact=staged.artefact()))
+            made = await self._run(self._mosaic_job(state, spec, staged), TILES_AFTER)
             report = build_report(state, spec, made.figures, outputs.cost(made), refused)
             previous = state.last_published[name].revision if name in state.last_published else 0
             await outputs.publish(staged, report, previous)
             return made, report
 
-        await self._gate.room(session, self._layout, plan.disk_bytes, config.service)
+        await self._gate.room(session, still_needed_bytes(state), self._configs.of(state).service)
         refused = await asyncio.to_thread(outputs.refused_beside, self._engine.journal, state)
         job_name = f"mosaic {name}"
         attempts = state.attempts.get(job_name, 0) + 1
@@ -354,12 +381,27 @@ class Effects:
                 session=session,
                 revision=revision,
                 mosaic=name,
-                path=str(staged.final_mosaic),
+                path=str(folder / outputs.MOSAIC),
                 verdict=str(report["verdict"]),
                 figures={**made.figures, "seconds": made.seconds, "peak_rss_mb": made.peak_rss_mb},
             )
         )
-        self._log.info("mosaic_published", session=session, path=str(staged.final_mosaic), verdict=report["verdict"])
+        where = str(folder / outputs.MOSAIC)
+        self._log.info("mosaic_published", session=session, path=where, verdict=report["verdict"])
+
+    def _mosaic_job(self, state: SessionState, spec: MosaicSpec, staged: outputs.Staged) -> jobs.MakeMosaic:
+        done = {t: state.done[t] for t in spec.tiles if t in state.done}
+        return jobs.MakeMosaic(
+            plan_path=str(self._layout.plan_file(state.session, state.revision)),
+            name=spec.name,
+            tiles=tuple((number, tile.path) for number, tile in done.items()),
+            without=tuple(sorted({f for tile in done.values() for f in tile.figures["without"]})),
+            mosaic=str(staged.mosaic),
+            preview=str(staged.preview),
+            session=state.session,
+            revision=state.revision,
+            settings=self._configs.mosaic_settings(self._configs.of(state)),
+        )
 
     # --- endings ---------------------------------------------------------------------------------------------------
 
@@ -383,10 +425,11 @@ class Effects:
         session, revision = state.session, state.revision
         self._log.info("PHASE_UPDATE", session=session, phase="7")
         self._tables.pop((session, revision), None)
+        self._unreleased.pop((session, revision), None)
         policy = self._configs.cleanup_policy(self._configs.of(state))
         manifest = list(state.manifest.values())
         cleaned = await asyncio.to_thread(
-            cleanup.clean, manifest, policy, self._layout.session(session), self._log.bind(session=session)
+            clean_session, manifest, policy, self._layout.session(session), self._log.bind(session=session)
         )
         event = SessionCleaned(
             session=session, revision=revision, removed=cleaned.removed, kept=cleaned.kept, outcome=outcome

@@ -7,14 +7,15 @@ started. A restart folds the journal and asks the same question, so there is no 
 from __future__ import annotations
 
 import asyncio
+from collections import Counter
 from collections.abc import Awaitable, Callable, Iterable
 from typing import Protocol
 
 from zemosaicd.core import lifecycle
 from zemosaicd.core.events import Event, FrameAssigned
 from zemosaicd.core.lifecycle import Instruction, Prepare, SessionState
-from zemosaicd.shell.journal import Journal, JournalFull
-from zemosaicd.shell.log import Logger
+from zemosaicd.shell.journal import Journal
+from zemosaicd.shell.space import DiskGate
 
 
 class Effects(Protocol):
@@ -27,14 +28,15 @@ class Effects(Protocol):
 class Engine:
     """All open sessions of one journal, and the tasks that work for them."""
 
-    def __init__(self, journal: Journal, log: Logger, effects: Callable[[Engine], Effects]) -> None:
+    def __init__(self, journal: Journal, gate: DiskGate, effects: Callable[[Engine], Effects]) -> None:
         self.journal = journal
-        self.log = log
         self.states: dict[str, SessionState] = {}
         self.draining = False
         self.changed = asyncio.Condition()
         self.failure: asyncio.Future[None] = asyncio.get_running_loop().create_future()
+        self._gate = gate
         self._running: dict[Instruction, asyncio.Task[None]] = {}
+        self._recording: Counter[str] = Counter()
         self._effects = effects(self)
 
     @property
@@ -49,12 +51,12 @@ class Engine:
     def at_rest(self, session: str) -> bool:
         """Nothing is done for this session and nothing is due to it."""
         idle = not any(i.session == session for i in self._running)
-        return idle and (session not in self.states or self.states[session].resting)
+        return idle and not self._recording[session] and (session not in self.states or self.states[session].resting)
 
     def forget(self, session: str) -> None:
-        """Drops a resting session from memory; the journal keeps it, and a late frame brings it back."""
+        """Drops a resting session from memory; the journal keeps it, and a late frame brings it back (F37)."""
         if self.at_rest(session):
-            del self.states[session]
+            self.states.pop(session, None)
 
     def trouble(self) -> str:
         """ "" while the engine lives; else why it does not (F14)."""
@@ -77,13 +79,16 @@ class Engine:
 
     async def record(self, *events: Event) -> None:
         """Journals events, then applies them, then starts what became due. The order is the promise (R9, F1)."""
-        await self._append(events)
-        touched: dict[str, SessionState] = {}
-        for event in events:
-            if event.session:
-                state = self.states.setdefault(event.session, SessionState(event.session))
-                lifecycle.apply(state, event)
-                touched[event.session] = state
+        touched = {event.session: self.load(event.session) for event in events if event.session}
+        self._recording.update(touched.keys())  # nobody forgets them meanwhile
+        try:
+            # A full disk pauses: no result is lost, and none counts before it is written (F8).
+            await self._gate.retrying("", lambda: self.journal.append(*events))
+            for event in events:
+                if event.session:
+                    lifecycle.apply(touched[event.session], event)
+        finally:
+            self._recording -= Counter(touched.keys())
         for event in events:
             if isinstance(event, FrameAssigned):
                 self._start(lifecycle.frame_due(self.states[event.session], event.path))
@@ -91,19 +96,6 @@ class Engine:
             self._start_due(state)
         async with self.changed:
             self.changed.notify_all()
-
-    async def _append(self, events: tuple[Event, ...]) -> None:
-        """Waits for space rather than lose a result: a full disk pauses, it does not fail (F8)."""
-        wait_s = 1.0
-        while True:
-            try:
-                await self.journal.append(*events)
-            except JournalFull as error:
-                self.log.warning("disk_low_paused", session="", reason=str(error))
-                await asyncio.sleep(wait_s)
-                wait_s = min(2 * wait_s, 60.0)
-            else:
-                return
 
     async def wait_for(self, predicate: Callable[[], bool]) -> None:
         """Returns when the predicate holds after some event; at once if it holds now. Raises if the engine failed."""
@@ -142,6 +134,7 @@ class Engine:
 
     async def _perform(self, instruction: Instruction) -> None:
         """One effect, and what became due when it ended. An error that no effect expects stops the daemon loudly."""
+        state = self.states[instruction.session]
         try:
             await self._effects.perform(instruction)
         except asyncio.CancelledError:
@@ -156,7 +149,6 @@ class Engine:
             del self._running[instruction]
             async with self.changed:
                 self.changed.notify_all()
-        state = self.states[instruction.session]
         if isinstance(instruction, Prepare):  # one of thousands: asking for all frames each time would be quadratic
             self._start_due(state)
         else:

@@ -89,10 +89,10 @@ class FrameIntake:
             except ConfigError as error:
                 self._log.error("session_toml_invalid", frame=answer.path, reason=str(error))
                 held = Reason(rule="session_toml", message=str(error))
-                reason = self._hold(answer.path, answer.fingerprint, held, watcher)
+                self._hold(answer.path, answer.fingerprint, held, watcher)  # never refused: the frame itself is good
             else:
                 await self._assign(answer, settings)
-                return
+            return
         if reason is not None:
             event = FrameRejected(session="", path=answer.path, fingerprint=answer.fingerprint, reason=reason)
             await self._engine.record(event)
@@ -131,8 +131,10 @@ class FrameIntake:
                 self._scopes[scope.id] = scope
                 events.append(_opened(scope, settings, self._clock.wall()))
                 self._log.info("session_opened", session=scope.id, night=scope.night, target=scope.target)
-            elif scope.id not in self._engine.states and self._engine.load(scope.id).resting:
+                self._log.info("PHASE_UPDATE", session=scope.id, phase="1")
+            elif self._engine.load(scope.id).resting:
                 self._log.info("session_reopened", session=scope.id, frame=Path(answer.path).name)
+                self._log.info("PHASE_UPDATE", session=scope.id, phase="1")
             self.last_arrival_s[scope.id] = self._clock.monotonic()
             events.append(
                 FrameAssigned(session=scope.id, path=answer.path, fingerprint=answer.fingerprint, facts=facts)

@@ -178,4 +178,5 @@ def _pickled(job: Job) -> bytes:
 
 
 def closed() -> ExecutorClosed:
+    """What a job gets that was not begun before the executor closed."""
     return ExecutorClosed(Reason(rule="executor_closed", message="the daemon is stopping"))

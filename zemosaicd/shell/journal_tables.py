@@ -108,4 +108,5 @@ def _signed(number: int) -> int:
 
 
 def unsigned(number: int) -> int:
+    """The inverse of how 64-bit numbers are kept."""
     return number + 2**64 if number < 0 else number

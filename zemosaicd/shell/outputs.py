@@ -6,6 +6,7 @@ revision has taken its own name. A power cut between any two of them is repaired
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import json
 import os
@@ -25,11 +26,13 @@ from zemosaicd.shell.cleanup import Cleaned
 from zemosaicd.shell.journal import JournalReader
 from zemosaicd.shell.log import Logger
 from zemosaicd.work.jobs import PhaseMade
-from zemosaicd.work.store import sync_folder
+from zemosaicd.work.store import set_mode, sync_folder
 
 REPORT, PREVIEW, MOSAIC = "report.json", "preview.png", "mosaic.fits"
 PUBLISHED_IN_ORDER = (REPORT, PREVIEW, MOSAIC)
 """The mosaic last: whoever sees it appear finds the others there."""
+FOLDER_MODE, FILE_MODE = 0o755, 0o644
+"""The daemon's umask hides its state; mosaics are for everybody (F36)."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -51,31 +54,25 @@ class Staged:
         """Where the job writes the preview."""
         return self.staging / PREVIEW
 
-    @property
-    def final_mosaic(self) -> Path:
-        """Where the mosaic will lie."""
-        return self.folder / MOSAIC
-
-    def artefacts(self) -> list[Artefact]:
-        """The manifest's lines for this revision; the staging folder is pinned by its inode (F18)."""
-        made = [Artefact(path=str(self.folder / name), kind=ArtefactKind.OUTPUT) for name in PUBLISHED_IN_ORDER]
-        made.append(
-            Artefact(
-                path=str(self.staging),
-                kind=ArtefactKind.SCRATCH,
-                device=self.device,
-                inode=self.inode,
-                directory=True,
-            )
+    def artefact(self) -> Artefact:
+        """The manifest's line for the staging folder, pinned by its inode (F18)."""
+        return Artefact(
+            path=str(self.staging), kind=ArtefactKind.SCRATCH, device=self.device, inode=self.inode, directory=True
         )
-        return made
+
+
+def intended(folder: Path) -> list[Artefact]:
+    """What will lie in a mosaic's folder: in the manifest before the folder is made, so that a restart knows it."""
+    return [Artefact(path=str(folder / name), kind=ArtefactKind.OUTPUT) for name in PUBLISHED_IN_ORDER]
 
 
 def stage(folder: Path, revision: int) -> Staged:
     """Makes the output folder and its hidden staging folder (found again after a crash)."""
-    folder.mkdir(parents=True, exist_ok=True)
     staging = folder / f".staging-r{revision}"
-    staging.mkdir(mode=0o755, exist_ok=True)
+    for made in (folder, staging):
+        with contextlib.suppress(FileExistsError):  # somebody's, or ours from before a crash: its mode stays
+            made.mkdir(parents=made is folder)
+            set_mode(made, FOLDER_MODE)
     stat = staging.stat(follow_symlinks=False)
     return Staged(folder=folder, staging=staging, device=stat.st_dev, inode=stat.st_ino)
 
@@ -83,13 +80,14 @@ def stage(folder: Path, revision: int) -> Staged:
 async def publish(staged: Staged, report: Mapping[str, Any], previous: int) -> None:
     """Writes the report beside the staged pictures and moves all to their names.
 
-    Of what lies there, revision `previous` (0: none) first takes a name of its own, `mosaic.r1.fits`. Safe to repeat:
-    a file whose older self has its own name already is this revision's.
+    Of what lies there, revision `previous` (0: none) first gets a name of its own, `mosaic.r1.fits`. Safe to repeat:
+    a file whose older self has its own name already is this revision's. At no time is there no mosaic (F28).
     """
     path = staged.staging / REPORT
     async with aiofiles.open(path, "w", encoding="utf-8") as file:
         await file.write(json.dumps(report, indent=1) + "\n")
         await file.flush()
+        await aiofiles.os.wrap(set_mode)(file.fileno(), FILE_MODE)
         await aiofiles.os.wrap(os.fsync)(file.fileno())
     await aiofiles.os.wrap(_move_out)(staged, previous)
 
@@ -97,15 +95,26 @@ async def publish(staged: Staged, report: Mapping[str, Any], previous: int) -> N
 def _move_out(staged: Staged, previous: int) -> None:
     for name in PUBLISHED_IN_ORDER:
         source, final = staged.staging / name, staged.folder / name
-        if not source.exists():  # no preview wanted, or moved before a crash
-            continue
-        if previous and final.exists():
-            stem, suffix = name.rsplit(".", 1)
-            kept = staged.folder / f"{stem}.r{previous}.{suffix}"
-            if not kept.exists():
-                final.rename(kept)
-        source.replace(final)
+        stem, suffix = name.rsplit(".", 1)
+        kept = staged.folder / f"{stem}.r{previous}.{suffix}"
+        wanted = source.exists()  # the preview may not be
+        if previous and final.exists() and not kept.exists():
+            _keep(final, kept, stays=wanted)
+        if wanted:
+            source.replace(final)
     sync_folder(staged.folder)
+
+
+def _keep(final: Path, kept: Path, *, stays: bool) -> None:
+    """The older file under its own name; its present name `stays` its own too, until the new file takes that."""
+    if stays:
+        try:
+            kept.hardlink_to(final)
+        except OSError:  # a share that knows no links
+            pass
+        else:
+            return
+    final.rename(kept)
 
 
 def refused_beside(journal: JournalReader, state: SessionState) -> dict[str, Reason]:
@@ -116,9 +125,10 @@ def refused_beside(journal: JournalReader, state: SessionState) -> dict[str, Rea
     return {e.path: e.reason for e in known if os.path.dirname(e.path) in folders}  # noqa: PTH120
 
 
-def all_there(published: Mapping[str, MosaicPublished]) -> bool:
-    """Whether every mosaic of the last revision still lies where it was published."""
-    return bool(published) and all(Path(p.path).is_file() for p in published.values())
+def all_there(published: Mapping[str, MosaicPublished], output: Path) -> bool:
+    """Whether every mosaic of the last revision still lies where it was published, in the output folder of today."""
+    paths = [Path(p.path) for p in published.values()]
+    return bool(paths) and all(path.is_relative_to(output) and path.is_file() for path in paths)
 
 
 def content_key(plan: Plan, settings: Mapping[str, Any]) -> str:

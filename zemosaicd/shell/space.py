@@ -9,8 +9,10 @@ from collections.abc import Awaitable, Callable
 from pathlib import Path
 from typing import TypeVar
 
+from zemosaicd.core.lifecycle import SessionState
+from zemosaicd.core.plan import tile_bytes
+from zemosaicd.model import FrameFacts
 from zemosaicd.settings import Service
-from zemosaicd.shell.layout import Layout
 from zemosaicd.shell.log import Logger
 
 T = TypeVar("T")
@@ -20,21 +22,28 @@ WAIT_FOR = frozenset(
 )
 """Errors of a disk that is full, gone or read-only for now: waited out, never a failure of the session."""
 
+AWAY = frozenset({errno.ENOENT, errno.ENOTDIR, errno.EACCES, errno.EPERM, errno.ETIMEDOUT})
+"""Errors that mean the same when they are about the output folder: an unmounted share, a right not given yet (F22)."""
+
 FIRST_WAIT_S, LONGEST_WAIT_S = 1.0, 60.0
 
 
 class DiskGate:
-    """Lets work through when its disk can take it. `paused` says, session by session, why it does not."""
+    """Lets work through when its disk can take it. `paused` says, session by session, why it does not.
 
-    def __init__(self, log: Logger, first_wait_s: float = FIRST_WAIT_S) -> None:
+    `folders`: the state and the output folder.
+    """
+
+    def __init__(self, log: Logger, folders: tuple[Path, Path], first_wait_s: float = FIRST_WAIT_S) -> None:
         self.paused: dict[str, str] = {}
         self._log = log
+        self._folders = folders
         self._first_wait_s = first_wait_s
 
-    async def room(self, session: str, layout: Layout, needed_bytes: int, service: Service) -> None:
+    async def room(self, session: str, needed_bytes: int, service: Service) -> None:
         """Returns when both folders have the estimate times its factor free, beyond the floor."""
         wanted = needed_bytes * service.min_free_factor + service.min_free_gb * 1e9
-        await self._until(session, lambda: _shortage((layout.state, layout.output), wanted))
+        await self._until(session, lambda: _shortage(self._folders, wanted))
 
     async def retrying(self, session: str, attempt: Callable[[], Awaitable[T]]) -> T:
         """The result of `attempt`, which is made again, more and more slowly, while its disk is full or gone."""
@@ -43,14 +52,24 @@ class DiskGate:
             try:
                 result = await attempt()
             except OSError as error:
-                if error.errno not in WAIT_FOR:
+                if error.errno not in WAIT_FOR and not self._away(error):
                     raise
-                self._pause(session, f"{os.strerror(error.errno)}: {error.filename or ''}")
+                self._pause(session, await asyncio.to_thread(self._why, error))
             else:
                 self._resume(session)
                 return result
             await asyncio.sleep(wait_s)
             wait_s = min(2 * wait_s, LONGEST_WAIT_S)
+
+    def _away(self, error: OSError) -> bool:
+        """Whether it is about something in the output folder, and will pass when that is there again."""
+        if error.errno not in AWAY or not isinstance(error.filename, str | bytes | os.PathLike):
+            return False
+        return Path(os.fsdecode(error.filename)).is_relative_to(self._folders[1])
+
+    def _why(self, error: OSError) -> str:
+        free = ", ".join(f"{_size(free_bytes(folder))} free in {folder}" for folder in self._folders)
+        return f"{error.strerror or error}{f': {error.filename}' if error.filename else ''} ({free})"
 
     async def _until(self, session: str, shortage: Callable[[], str]) -> None:
         wait_s = self._first_wait_s
@@ -70,12 +89,32 @@ class DiskGate:
             self._log.info("disk_resumed", session=session)
 
 
+def frame_bytes(facts: FrameFacts) -> int:
+    """What a prepared frame takes: float32 a photosite."""
+    return facts.width * facts.height * facts.planes * 4
+
+
+def still_needed_bytes(state: SessionState) -> int:
+    """What Phases 3 to 6 have yet to write: the plan's estimate without the tiles that lie there."""
+    if state.plan is None:
+        return 0
+    made = sum(tile_bytes(t.grid, t.channels) for t in state.plan.tiles if t.tile in state.done)
+    return max(0, state.plan.disk_bytes - made)
+
+
 def free_bytes(folder: Path) -> int:
-    """Bytes that an ordinary user may still write in `folder`, or in the nearest parent that exists."""
-    while not folder.exists():
-        folder = folder.parent
-    stat = os.statvfs(folder)
+    """Bytes that an ordinary user may still write in `folder`, or the nearest parent that is there; 0 if it is away."""
+    try:
+        while not folder.exists():
+            folder = folder.parent
+        stat = os.statvfs(folder)
+    except OSError:
+        return 0
     return stat.f_bavail * stat.f_frsize
+
+
+def _size(amount_bytes: float) -> str:
+    return f"{amount_bytes / 1e9:.2f} GB" if amount_bytes >= 1e9 else f"{amount_bytes / 1e6:.1f} MB"
 
 
 def _shortage(folders: tuple[Path, ...], wanted_bytes: float) -> str:
@@ -83,5 +122,5 @@ def _shortage(folders: tuple[Path, ...], wanted_bytes: float) -> str:
     for folder in folders:
         free = free_bytes(folder)
         if free < wanted_bytes:
-            return f"{folder}: {free / 1e9:.2f} GB free, {wanted_bytes / 1e9:.2f} GB needed"
+            return f"{folder}: {_size(free)} free, {_size(wanted_bytes)} needed"
     return ""

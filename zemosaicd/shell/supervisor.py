@@ -20,7 +20,6 @@ import aiofiles
 import aiofiles.os
 
 from zemosaicd import codec
-from zemosaicd.model import Fatal, Reason
 from zemosaicd.shell.log import Logger
 
 SEND_TIMEOUT_S = 0.5
@@ -114,7 +113,7 @@ async def beat(notifier: Notifier, probe: Callable[[], str], log: Logger) -> Non
 async def side_task(name: str, work: Awaitable[object], log: Logger) -> None:
     """Run a task that must last as long as the daemon: its end, by error or by returning, ends the daemon (F14).
 
-    Start it in the daemon's TaskGroup, which cancels the others. Errors: the task's own, or Fatal if it returned.
+    Errors: the task's own, or RuntimeError if it returned. Not Fatal, whose exit status systemd does not restart.
     """
     try:
         await work
@@ -124,7 +123,7 @@ async def side_task(name: str, work: Awaitable[object], log: Logger) -> None:
         log.error("side_task_died", task=name, error=f"{type(error).__name__}: {error}")
         raise
     log.error("side_task_died", task=name, error="it returned")
-    raise Fatal(Reason(rule="side_task", value=name, message=f"the task {name} ended, which it never should"))
+    raise RuntimeError(f"the task {name} ended, which it never should")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

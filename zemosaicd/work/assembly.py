@@ -29,7 +29,7 @@ from zemosaicd import __version__, sphere
 from zemosaicd.core.plan import box_of, union
 from zemosaicd.model import FramePlan, Grid, LogNote, MosaicSpec, Plan, Reason, SessionFailed, TileSpec
 from zemosaicd.science.overlaps import Overlap, sample_overlap, star_gain
-from zemosaicd.science.photometry import TileExtent, TileSolution, corrected, solve_tiles
+from zemosaicd.science.photometry import TileCorrection, TileExtent, TileSolution, corrected, solve_tiles
 from zemosaicd.science.preview import block_mean, quality, stretch
 from zemosaicd.science.resample import Source, resample_band, source_rows_needed
 from zemosaicd.science.stars import find_stars
@@ -41,8 +41,8 @@ from zemosaicd.work.store import publish
 F32 = NDArray[np.float32]
 
 STAR_APERTURE_FWHM = 2.0
-EDGE_PX = 4.0
-"""Outermost photosites of a CFA frame that give no sample (science.resample's footprint)."""
+CFA_EDGE_PX, PLANE_EDGE_PX = 4.0, 1.0
+"""How far inside a frame its samples begin: CFA frames, and planes off by fractions (science.resample's footprint)."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
@@ -228,7 +228,7 @@ def _write(
             count = min(rows, grid.height - row0)
             band = _Band(spec.channels, count, grid.width)
             for tile, correction in zip(tiles, solution.tiles, strict=True):
-                _add_tile(band, tile, grid, row0, lambda c, dy, t=correction: corrected(c, t, x0, y0 + dy))
+                _add_tile(band, tile, correction, grid, (x0, y0), row0)
             picture = _write_band(writer, band, row0, _overcount(shared, frames, grid, row0, count))
             small.append(block_mean(picture, factor))
         writer.table("FRAMES", _frames_table(frames, tiles))
@@ -247,31 +247,40 @@ class _Band:
         self.alpha = np.zeros((rows, width), np.float32)
 
 
-def _add_tile(band: _Band, tile: Tile, grid: Grid, row0: int, correct: Any) -> None:
-    """Adds one tile's part of the band: corrected picture, inverse variance times feather as weight."""
-    _, rows, width = band.value.shape
-    matrix = sphere.homography(grid.wcs, tile.spec.grid.wcs)
-    top, bottom = source_rows_needed(matrix, row0, rows, width, tile.spec.grid.height, tile.spec.grid.width)
+def _add_tile(
+    band: _Band, tile: Tile, correction: TileCorrection, grid: Grid, corner: tuple[int, int], row0: int
+) -> None:
+    """Adds one tile's part of the band: corrected picture, inverse variance times feather as weight.
+
+    `corner`: x and y of the grid on the lattice. A tile that is scaled by g has g^2 the variance.
+    """
+    channels, rows, width = band.value.shape
+    extent = tile.spec.grid
+    left, right = max(0, tile.x0 - corner[0]), min(width, tile.x0 + extent.width - corner[0])
+    matrix = sphere.homography(grid.wcs, extent.wcs)
+    top, bottom = source_rows_needed(matrix, row0, rows, right - left, extent.height, extent.width, col0=left)
     if top >= bottom:
         return
-    channels = len(band.value)
     picture, weight, coverage, alpha = tile.planes(top, bottom)
     cube = np.moveaxis(np.concatenate([picture, weight, coverage[np.newaxis], alpha[np.newaxis]]), 0, 2)
-    source = Source(pixels=np.ascontiguousarray(cube), row0=top, height=tile.spec.grid.height)
-    values, seen = resample_band(source, matrix, row0, rows, width)
+    source = Source(pixels=np.ascontiguousarray(cube), row0=top, height=extent.height)
+    values, seen = resample_band(source, matrix, row0, rows, right - left, col0=left)
     if not seen.any():
         return
     planes = np.moveaxis(values, 2, 0)
     ivar = np.where(seen, planes[channels : 2 * channels], 0.0).astype(np.float64)
-    feather = np.where(seen, planes[2 * channels + 1], 0.0)
+    ivar /= np.square(correction.gain)[:, np.newaxis, np.newaxis]
+    feather = np.where(seen, planes[2 * channels + 1], np.float32(0.0))
     w = ivar * feather
-    band.value += np.where(seen, correct(np.ascontiguousarray(planes[:channels]), row0), 0.0) * w
-    band.weight += w
-    band.squared += w * feather
+    picture = corrected(np.ascontiguousarray(planes[:channels]), correction, corner[0] + left, corner[1] + row0)
+    here = (slice(None), slice(left, right))
+    band.value[:, *here] += np.where(seen, picture, 0.0) * w
+    band.weight[:, *here] += w
+    band.squared[:, *here] += w * feather
     counted = np.where(seen, np.rint(planes[2 * channels]), 0.0).astype(np.int64)
-    band.coverage += counted
-    band.deepest = np.maximum(band.deepest, counted)
-    band.alpha = np.minimum(np.float32(1.0), band.alpha + feather.astype(np.float32))
+    band.coverage[here] += counted
+    band.deepest[here] = np.maximum(band.deepest[here], counted)
+    band.alpha[here] = np.minimum(np.float32(1.0), band.alpha[here] + feather)
 
 
 def _write_band(writer: FitsWriter, band: _Band, row0: int, overcount: NDArray[np.int64]) -> F32:
@@ -313,8 +322,9 @@ def _overcount(
         m = sphere.homography(grid.wcs, frame.wcs)
         w = m[6] * x + m[7] * y + m[8]
         u, v = (m[0] * x + m[1] * y + m[2]) / w, (m[3] * x + m[4] * y + m[5]) / w
-        inside = (w > 0) & (u >= EDGE_PX) & (v >= EDGE_PX)
-        inside &= (u <= frame.facts.width - 1 - EDGE_PX) & (v <= frame.facts.height - 1 - EDGE_PX)
+        edge = CFA_EDGE_PX if frame.facts.bayer else PLANE_EDGE_PX
+        inside = (w > 0) & (u >= edge) & (v >= edge)
+        inside &= (u <= frame.facts.width - 1 - edge) & (v <= frame.facts.height - 1 - edge)
         extra += shared[frame.frame] * inside
     return extra
 
@@ -342,6 +352,7 @@ def _images(job: MakeMosaic, spec: MosaicSpec, grid: Grid, frames: Sequence[Fram
     }
     if first.observed_s is not None:
         cards["DATE-OBS"] = datetime.fromtimestamp(first.observed_s, UTC).strftime("%Y-%m-%dT%H:%M:%S")
+        cards["MJD-OBS"] = math.floor(first.observed_s) / 86400.0 + 40587.0  # without it, readers warn and add it
     if spec.channels == 3:
         cards["CTYPE3"] = ("RGB", "planes are red, green, blue")
     return [
@@ -397,6 +408,6 @@ def _notes(figures: dict[str, Any], grid: Grid) -> tuple[LogNote, ...]:
         "width": grid.width,
         "height": grid.height,
         "overlaps": len(seams["pairs"]),
-        "worst_seam_sigma": None if worst is None else round(worst, 3),
+        "worst_seam_sigma": 0.0 if worst is None else round(worst, 3),
     }
     return (LogNote(level="info", event="mosaic_assembled", fields=fields),)

@@ -84,10 +84,12 @@ def padded(size: int) -> int:
 
 
 def rejected(rule: str, value: float | str | None, threshold: float | str | None, message: str) -> Rejected:
+    """A file that can never be used, and why."""
     return Rejected(Reason(rule=rule, value=value, threshold=threshold, message=message))
 
 
 def incomplete(rule: str, value: float | str | None, threshold: float | str | None, message: str) -> Incomplete:
+    """A file that is not whole yet, and how one can tell."""
     return Incomplete(Reason(rule=rule, value=value, threshold=threshold, message=message))
 
 

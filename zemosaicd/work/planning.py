@@ -195,7 +195,7 @@ def _frame_plan(frame: PreparedFrame, solution: Solution, place: Registered, mou
         transparency=1.0,
         fwhm_px=measures.fwhm_px,
         stars=measures.stars,
-        residual_px=place.residual_px if math.isfinite(place.residual_px) else 0.0,
+        residual_px=place.residual_px,
         mount_mode=mount.frame_mode(facts, mount_mode),
     )
 

@@ -63,13 +63,10 @@ def prepare_frame(job: PrepareFrame) -> PreparedFrame:
     if job.scale_arcsec:
         facts = replace(facts, scale_arcsec=job.scale_arcsec)
     measured = _mono(pixels)
-    sky, noise = sky_and_noise(pixels if pixels.ndim == 2 else measured, facts.bayer)
+    sky, noise = _sky_and_noise(pixels, facts.bayer)
     if not all(np.isfinite(sky)) or min(noise) <= 0.0:
         message = "a constant picture: cover closed, or no data"
         raise Rejected(Reason(rule="no_sky", value=min(noise), threshold=0.0, message=message))
-    if pixels.ndim == 3:
-        per_plane = [sky_and_noise(np.ascontiguousarray(pixels[:, :, c]), "") for c in range(pixels.shape[2])]
-        sky, noise = tuple(s[0] for s, _ in per_plane), tuple(n[0] for _, n in per_plane)
     stars = find_stars(measured, facts.bayer)
     fwhm_px, ellipticity = shape(stars)
     found = locate(stars, facts, _year(facts.observed_s), read_cone)
@@ -115,6 +112,14 @@ def _calibrated(
         return raw, facts, np.ascontiguousarray(np.moveaxis(raw.pixels, 0, 2)), 0
     pixels, hot = repair_hot_pixels(raw.pixels, bool(facts.bayer))
     return raw, facts, pixels, hot
+
+
+def _sky_and_noise(pixels: NDArray[np.float32], bayer: str) -> tuple[tuple[float, ...], tuple[float, ...]]:
+    """Sky and noise a channel: of a CFA's colours, a mono plane, or each colour plane."""
+    if pixels.ndim == 2:
+        return sky_and_noise(pixels, bayer)
+    per_plane = [sky_and_noise(np.ascontiguousarray(pixels[:, :, c]), "") for c in range(pixels.shape[2])]
+    return tuple(s[0] for s, _ in per_plane), tuple(n[0] for _, n in per_plane)
 
 
 def _mono(pixels: NDArray[np.float32]) -> NDArray[np.float32]:

@@ -47,7 +47,7 @@ def publish(final: Path, size_hint: int = 0, *, overwrite: bool = False, mode: i
             yield file
             file.flush()
             file.truncate(file.tell())
-            os.fchmod(descriptor, mode)
+            set_mode(descriptor, mode)
             # F25: an fsync that fails is never tried again on the same file; the temporary goes.
             os.fsync(descriptor)
         _refuse_existing(final, overwrite)
@@ -69,6 +69,15 @@ def preallocate(descriptor: int, size: int) -> None:
         os.posix_fallocate(descriptor, 0, size)
     except OSError as error:
         if error.errno not in (errno.EOPNOTSUPP, errno.ENOSYS, errno.EINVAL):
+            raise
+
+
+def set_mode(target: int | Path, mode: int) -> None:
+    """Give a file or folder these permissions, whatever the umask (F36). A share whose mount decides is left alone."""
+    try:
+        os.chmod(target, mode)  # noqa: PTH101 - descriptors too
+    except OSError as error:
+        if error.errno not in (errno.EPERM, errno.EOPNOTSUPP, errno.ENOSYS):
             raise
 
 
