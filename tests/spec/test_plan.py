@@ -404,20 +404,23 @@ def test_M5_disk_grows_with_batches() -> None:
     assert three.disk_bytes == 2 * one.disk_bytes
 
 
-@given(st.integers(1, 200), st.integers(0, 20_000_000), st.sampled_from(["", "GRBG"]))
+@given(st.integers(1, 2000), st.integers(0, 20_000_000), st.sampled_from(["", "GRBG"]))
 @settings(max_examples=100, deadline=None)
 def test_M5_a_band_with_its_halo_stays_within_the_budget(count: int, budget: int, bayer: str) -> None:
-    """Samples and masks of the rows, and of the halo that goes with them, fit; never fewer than 8 rows are taken."""
+    """Samples and masks of a band, and of the halo that goes with it, fit, down to the least window there is."""
     tile = deep(count, bayer)
-    rows = planner.band_rows(tile, budget)
-    assert 8 <= rows <= tile.grid.height
-    assert rows == 8 or planner.band_bytes(tile, rows) <= budget
-    assert planner.HALO_ROWS == 2 * combine.HALO_ROWS
+    rows, columns = planner.band_of(tile, budget)
+    assert 1 <= rows <= tile.grid.height
+    assert 1 <= columns <= tile.grid.width
+    least = (min(planner.MIN_ROWS, tile.grid.height), min(planner.MIN_COLUMNS, tile.grid.width))
+    assert (rows, columns) == least or planner.band_bytes(tile, (rows, columns)) <= budget
+    assert planner.HALO == 2 * combine.HALO_ROWS
 
 
-def test_M5_more_memory_means_taller_bands() -> None:
-    """Monotonic, from the least of 8 rows to the whole tile."""
+def test_M5_more_memory_means_larger_bands() -> None:
+    """Monotonic in area, from the least window over whole rows to the whole tile."""
     tile = deep(50, "GRBG")
-    rows = [planner.band_rows(tile, budget) for budget in range(0, 12_000_000, 250_000)]
-    assert rows == sorted(rows)
-    assert (rows[0], rows[-1]) == (8, tile.grid.height)
+    bands = [planner.band_of(tile, budget) for budget in range(0, 12_000_000, 250_000)]
+    areas = [rows * columns for rows, columns in bands]
+    assert areas == sorted(areas)
+    assert bands[-1] == (tile.grid.height, tile.grid.width)

@@ -20,9 +20,10 @@ from zemosaicd.model import FrameId, FramePlan, Grid, LeftOut, MosaicSpec, Mount
 Box = tuple[int, int, int, int]
 """x0, y0, x1, y1 on a lattice, in whole pixels; x1 and y1 are excluded."""
 
-HALO_ROWS = 8
-"""Rows that a band carries for its neighbours, above and below together (science.combine)."""
-LEAST_ROWS = 8
+HALO = 8
+"""Rows (and columns) that a band carries for its neighbours, both sides together (science.combine)."""
+MIN_ROWS, MIN_COLUMNS = 16, 64
+"""The least band: below it the halo would cost more than the band."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -290,7 +291,7 @@ def make_plan(frames: Iterable[FramePlan], left_out: Sequence[LeftOut], settings
         altaz_cleanup=enabled,
         altaz_decision=decision,
         disk_bytes=_disk_bytes(tiles, mosaics),
-        memory_bytes=max((band_bytes(t, band_rows(t, settings.band_budget_bytes)) for t in tiles), default=0),
+        memory_bytes=max((band_bytes(t, band_of(t, settings.band_budget_bytes)) for t in tiles), default=0),
     )
 
 
@@ -335,17 +336,27 @@ def _disk_bytes(tiles: Sequence[TileSpec], mosaics: Sequence[MosaicSpec]) -> int
     return total
 
 
-def band_rows(tile: TileSpec, settings_bytes: int) -> int:
-    """Rows a band of this tile may have so that samples, masks and one source stay within the budget (M5)."""
-    fitting = settings_bytes // max(1, _row_bytes(tile)) - HALO_ROWS
-    return max(LEAST_ROWS, min(tile.grid.height, fitting))
+def band_of(tile: TileSpec, budget_bytes: int) -> tuple[int, int]:
+    """(rows, columns) of the bands of this tile under the budget (M5): whole rows, or windows of few rows if need be.
+
+    At least MIN_ROWS x MIN_COLUMNS: the memory of a frame's halo cannot be divided further.
+    """
+    width, height = tile.grid.width, tile.grid.height
+    row = tile.channels * width * 24
+    whole = (budget_bytes - HALO * (width + HALO) * _pixel_bytes(tile)) // ((width + HALO) * _pixel_bytes(tile) + row)
+    if whole >= min(MIN_ROWS, height):
+        return min(height, whole), width
+    rows = min(MIN_ROWS, height)
+    columns = (budget_bytes - rows * row) // max(1, (rows + HALO) * _pixel_bytes(tile)) - HALO
+    return rows, max(min(MIN_COLUMNS, width), min(width, columns))
 
 
-def band_bytes(tile: TileSpec, rows: int) -> int:
-    """Predicted memory of a band of so many rows and its halo."""
-    return min(rows + HALO_ROWS, tile.grid.height) * _row_bytes(tile)
+def band_bytes(tile: TileSpec, band: tuple[int, int]) -> int:
+    """Predicted memory of a band of so many rows and columns, its halo, and the whole rows that it fills."""
+    rows, columns = min(band[0] + HALO, tile.grid.height), min(band[1] + HALO, tile.grid.width)
+    return rows * columns * _pixel_bytes(tile) + band[0] * tile.grid.width * tile.channels * 24
 
 
-def _row_bytes(tile: TileSpec) -> int:
-    """6 bytes a sample of every frame (value, code, mask), 24 for statistics, sums and output."""
-    return tile.grid.width * tile.channels * (6 * len(tile.frames) + 24)
+def _pixel_bytes(tile: TileSpec) -> int:
+    """6 bytes a sample of every frame: value, code, mask."""
+    return tile.channels * 6 * len(tile.frames)

@@ -122,12 +122,14 @@ def combine_band(
     noise: NoiseModel | None = None,
     *,
     halo: tuple[int, int] = (0, 0),
+    side: tuple[int, int] = (0, 0),
     weight_maps: Pixels | None = None,
 ) -> Combined:
     """Reject and combine one band: samples float32 (n, R, w, c), seen bool (n, R, w), frames in canonical order.
 
     `weights` (n,) or (n, c) are a frame's, `weight_maps` float32 (n, R, w) multiply them pixel by pixel (0 adds
-    nothing, but takes part in judging). `halo`: rows above and below that are there for the neighbours (`halo_of`).
+    nothing, but takes part in judging). `halo`: rows above and below that are there for the neighbours, `side`:
+    columns left and right of a window, likewise (both by `halo_of`).
     Deterministic; the only array as deep as the samples is one byte each. ValueError: shapes that do not fit, more than
     65535 frames, `auto` without a noise model.
     """
@@ -135,8 +137,8 @@ def combine_band(
     maps = np.empty((0, 0, 0), np.float32) if weight_maps is None else weight_maps
     if seen.shape != (n, height, width) or maps.shape[0] not in (0, n) or (maps.size and maps.shape != seen.shape):
         raise ValueError(f"masks {seen.shape}, {maps.shape} do not fit samples {samples.shape}")
-    if n > np.iinfo(np.uint16).max or min(halo) < 0 or height < sum(halo):
-        raise ValueError(f"{n} frames, {height} rows with halo {halo} cannot be combined")
+    if n > np.iinfo(np.uint16).max or min(*halo, *side) < 0 or height < sum(halo) or width < sum(side):
+        raise ValueError(f"{n} frames, {height} x {width} px with halo {halo}, {side} cannot be combined")
     top, rows = halo[0], height - sum(halo)
     frame_weights = np.broadcast_to(weights.reshape(n, -1), (n, channels)).astype(np.float64)
     cube = np.ascontiguousarray(samples)
@@ -150,12 +152,17 @@ def combine_band(
     if rule.average is Average.MEDIAN:
         middle = _medians(flat[:, top : top + rows], flat_codes[:, top : top + rows])[0]
         mean = np.where(weight > 0.0, middle, np.float32(0.0))
-    count = np.empty((rows, width), np.uint16)
+    own = slice(side[0], width - side[1])
+    count = np.empty((rows, own.stop - own.start), np.uint16)
     rejected, found = np.zeros(n, np.int64), np.zeros(n, np.int64)
-    rejection.tally(codes, top, count, rejected, found)
+    rejection.tally(np.ascontiguousarray(codes[:, :, own]), top, count, rejected, found)
     shape = (rows, width, channels)
     return Combined(
-        mean=mean.reshape(shape), weight=weight.reshape(shape), count=count, rejected=rejected, samples=found
+        mean=mean.reshape(shape)[:, own],
+        weight=weight.reshape(shape)[:, own],
+        count=count,
+        rejected=rejected,
+        samples=found,
     )
 
 

@@ -21,7 +21,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from zemosaicd import sphere
-from zemosaicd.core.plan import band_bytes, band_rows
+from zemosaicd.core.plan import band_bytes, band_of
 from zemosaicd.model import FramePlan, LogNote, Plan, Reason, TileFailed, TileSpec
 from zemosaicd.science import combine, coverage
 from zemosaicd.science.resample import Source, resample_band, source_rows_needed
@@ -97,12 +97,17 @@ def _stack(
         k_low=settings.kappa_low,
         k_high=settings.kappa_high,
     )
-    rows = band_rows(spec, settings.band_budget_bytes)
+    rows, columns = shape = band_of(spec, settings.band_budget_bytes)
     covered = np.zeros((height, width), np.bool_)
     shallowest, deepest, rejected, samples = len(frames), 0, 0, 0
     with write_fits(output, _images(spec, len(frames)), overwrite=True, mode=0o600) as writer:
         for row0 in range(0, height, rows):
-            band = _band(spec, frames, levels, rule, row0, min(rows, height - row0))
+            count = min(rows, height - row0)
+            windows = [
+                _window(spec, frames, levels, rule, (row0, count), (col0, min(columns, width - col0)))
+                for col0 in range(0, width, columns)
+            ]
+            band = windows[0] if len(windows) == 1 else _side_by_side(windows)
             seen = band.count > 0
             covered[row0 : row0 + len(seen)] = seen
             shallowest = min(shallowest, int(band.count.min(initial=len(frames), where=seen)))
@@ -130,7 +135,7 @@ def _stack(
         "coverage_max": deepest,
         "seen_fraction": seen_fraction,
         "rejected_pct": round(100.0 * rejected / max(1, samples), 3),
-        "predicted_mb": round(band_bytes(spec, rows) / 1e6, 1),
+        "predicted_mb": round(band_bytes(spec, shape) / 1e6, 1),
     }, stats
 
 
@@ -164,35 +169,53 @@ def _write_alpha(writer: FitsWriter, covered: NDArray[np.bool_], feather_px: flo
     writer.write("ALPHA", 0, coverage.edge_weight(covered, feather_px))
 
 
-def _band(
-    spec: TileSpec, frames: Sequence[FramePlan], levels: Levels, rule: combine.Rule, row0: int, rows: int
+def _window(
+    spec: TileSpec,
+    frames: Sequence[FramePlan],
+    levels: Levels,
+    rule: combine.Rule,
+    rows: tuple[int, int],
+    columns: tuple[int, int],
 ) -> combine.Combined:
-    """One band of the stack, with the neighbours' rows that its judgement needs."""
-    above, below = combine.halo_of(row0, rows, spec.grid.height)
-    first, count = row0 - above, above + rows + below
-    shape = (len(frames), count, spec.grid.width)
+    """One window (first, count) of the stack, with the neighbours' rows and columns that its judgement needs."""
+    halo = combine.halo_of(*rows, spec.grid.height)
+    side = combine.halo_of(*columns, spec.grid.width)
+    top, left = rows[0] - halo[0], columns[0] - side[0]
+    shape = (len(frames), rows[1] + sum(halo), columns[1] + sum(side))
     samples = np.empty((*shape, spec.channels), np.float32)
     seen = np.empty(shape, np.bool_)
     for i, frame in enumerate(frames):
-        _warp(frame, spec, first, count, (samples[i], seen[i]))
+        _warp(frame, spec, (top, left), (samples[i], seen[i]))
         combine.normalise_band(samples[i], levels.offset[i], levels.gain[i])
-    return combine.combine_band(samples, seen, levels.weights, rule, levels.noise, halo=(above, below))
+    return combine.combine_band(samples, seen, levels.weights, rule, levels.noise, halo=halo, side=side)
+
+
+def _side_by_side(windows: Sequence[combine.Combined]) -> combine.Combined:
+    """The windows of one band as a band: only a tile of very many frames is stacked in windows (M5)."""
+    return combine.Combined(
+        mean=np.concatenate([w.mean for w in windows], axis=1),
+        weight=np.concatenate([w.weight for w in windows], axis=1),
+        count=np.concatenate([w.count for w in windows], axis=1),
+        rejected=np.sum([w.rejected for w in windows], axis=0),
+        samples=np.sum([w.samples for w in windows], axis=0),
+    )
 
 
 def _warp(
-    frame: FramePlan, spec: TileSpec, first: int, count: int, into: tuple[NDArray[np.float32], NDArray[np.bool_]]
+    frame: FramePlan, spec: TileSpec, corner: tuple[int, int], into: tuple[NDArray[np.float32], NDArray[np.bool_]]
 ) -> None:
-    """The rows of one frame that fall on the band, read and warped onto it."""
+    """The rows of one frame that fall on a window with this (top, left) corner, read and warped onto it."""
     matrix = sphere.homography(spec.grid.wcs, frame.wcs)
-    facts = frame.facts
-    top, bottom = source_rows_needed(
-        matrix, first, count, spec.grid.width, facts.height, facts.width, bayer=facts.bayer
-    )
+    facts, (first, col0) = frame.facts, corner
     values, seen = into
+    count, width = seen.shape
+    top, bottom = source_rows_needed(
+        matrix, first, count, width, facts.height, facts.width, bayer=facts.bayer, col0=col0
+    )
     if top >= bottom:
         values[...], seen[...] = 0.0, False
         return
     with NpyPlane(Path(frame.cache)) as plane:
         slab = plane.rows(top, bottom)
     source = Source(pixels=slab, bayer=facts.bayer, row0=top, height=facts.height)
-    resample_band(source, matrix, first, count, spec.grid.width, into=into)
+    resample_band(source, matrix, first, count, width, col0=col0, into=into)
