@@ -177,6 +177,11 @@ class Place:
         born = nursery().bear(arguments) if INLINE in (*self.settings, *settings) else _start(arguments, self)
         return Life(self, born, start)
 
+    def process_apart(self, *settings: str) -> Life:
+        """`zemosaicd process` in a process of its own, which can be waited for with an end."""
+        arguments = ["process", str(self.incoming), "--output", str(self.output), *self.arguments(INLINE, *settings)]
+        return Life(self, nursery().bear(arguments), self.log_bytes)
+
     def cut_off(self, before: str, *command: str) -> None:
         """A life of `zemosaicd run` (or another command), jobs inline, that ends by kill -9 before such a step."""
         arguments = [*(command or ("run",)), *self.arguments(INLINE)]
@@ -237,11 +242,15 @@ class Process(Protocol):
 def _start(arguments: Sequence[str], place: Place) -> subprocess.Popen[bytes]:
     """`python -m zemosaicd ...`, in a session of its own."""
     kernels = str(Layout(state=place.state, output=place.output).kernels)
-    return subprocess.Popen(
-        [sys.executable, "-m", "zemosaicd", *arguments], stdin=subprocess.DEVNULL, stdout=subprocess.DEVNULL,
-        stderr=subprocess.DEVNULL, start_new_session=True,
-        env=os.environ | {"PYTHONPATH": str(ROOT), "NUMBA_CACHE_DIR": kernels},
-    )  # fmt: skip
+    with (place.root / "stderr.txt").open("ab") as errors:
+        return subprocess.Popen(
+            [sys.executable, "-m", "zemosaicd", *arguments],
+            stdin=subprocess.DEVNULL,
+            stdout=subprocess.DEVNULL,
+            stderr=errors,
+            start_new_session=True,
+            env=os.environ | {"PYTHONPATH": str(ROOT), "NUMBA_CACHE_DIR": kernels},
+        )
 
 
 class Life:
@@ -292,7 +301,9 @@ class Life:
 
     def tail(self) -> str:
         """The last lines, for a failing test's message."""
-        return "\n".join(f"{x['event']}: {x['message']}" for x in self.lines[-12:])
+        errors = self.place.root / "stderr.txt"
+        said = errors.read_text(errors="replace")[-2000:] if errors.exists() else ""
+        return "\n".join(f"{x['event']}: {x['message']}" for x in self.lines[-12:]) + "\n" + said
 
     def kill(self) -> None:
         """kill -9 of the daemon, and of nothing else; its children must die by themselves (M13)."""

@@ -24,8 +24,8 @@ STEPS = {
     "run_end": (
         "commit SessionOpened",
         "os.mkdir /caches",
-        "os.rename .npy",
         "commit SessionClosed",
+        "os.rename .npy",
         "os.rename frames_r1.json",
         "commit SessionPlanned",
         "commit JobStarted",
@@ -69,7 +69,7 @@ def check_whole_or_absent(place: Place) -> None:
 
 def check_end(place: Place, frames: dict[str, str]) -> None:
     """One more life ends well: same pixels, no hole, nothing left over, the user's frames as they were."""
-    with place.run() as life:
+    with place.run(INLINE) as life:
         life.rest()
         assert life.stop() == 0
     (state,) = place.sessions().values()

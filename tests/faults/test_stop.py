@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.nights import Life, Place, alive, descendants, drop, night, pixels, undisturbed, until
+from tests.nights import INLINE, Life, Place, alive, descendants, drop, night, pixels, undisturbed, until
 
 SLACK_S = 10.0
 """Beyond what is promised: these machines are slow and busy (faults B6.8)."""
@@ -32,7 +32,7 @@ def workers(life: Life) -> list[int]:
 
 def check_resume(place: Place) -> None:
     """The next life ends the night as if nothing had been."""
-    with place.run() as life:
+    with place.run(INLINE) as life:
         life.rest()
         assert life.stop() == 0
     assert pixels(place.mosaic()) == undisturbed()

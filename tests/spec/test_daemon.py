@@ -211,6 +211,20 @@ def test_P10_a_late_frame_after_a_restart_finds_its_session(place: Place) -> Non
     assert place.report()["revision"] == 2
 
 
+def test_C3_a_marker_that_comes_while_a_revision_is_made_holds_for_the_next(place: Place) -> None:
+    """A late frame and a new marker fall into Phase 3: when that revision is out, the next one closes at once."""
+    *early, late = night()
+    drop(early, place.incoming)
+    (place.incoming / ".done").touch()
+    place.cut_off("commit TileDone")
+    drop([late], place.incoming)
+    (place.incoming / ".done").touch()
+    with place.run() as life:
+        until(lambda: place.at_rest() and place.report()["frames"]["used"] == 6, "six frames", life.tail)
+        assert life.stop() == 0
+    assert pixels(place.mosaic()) == undisturbed()
+
+
 def test_P10_a_cache_that_vanished_is_made_again(place: Place) -> None:
     """All caches of the closed session go while no daemon runs; the tiles are made all the same, without a hole."""
     drop(night(), place.incoming)

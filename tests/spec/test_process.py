@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 from astropy.io import fits
 
-from tests.nights import TINY, Place, drop, night, pixels, tree, undisturbed
+from tests.nights import PATIENCE_S, TINY, Place, drop, night, pixels, tree, undisturbed
 from zemosaicd import cli
 
 
@@ -177,7 +177,7 @@ def test_F29_one_frame_is_a_mosaic(tmp_path: Path) -> None:
 
 
 def test_C3_a_bad_session_toml_is_reported_and_its_frames_come_in_once_it_is_mended(place: Place) -> None:
-    """The frames beside it are not judged: exit code 1 and the line to mend; mended, the same command makes the mosaic."""
+    """The frames beside it are not judged: exit code 1 and the line to mend; mended, the mosaic is made."""
     toml = place.incoming / "session.toml"
     toml.write_text("[tiles]\nkapa_low = 3\n")
     assert place.process() == 1
@@ -261,6 +261,17 @@ def test_F1_process_killed_and_called_again(place: Place) -> None:
     assert place.process() == 0
     assert pixels(place.mosaic()) == undisturbed()
     assert place.leftovers() == []
+
+
+def test_F28_process_called_again_with_one_more_frame_after_a_kill(place: Place) -> None:
+    """The revision that was cut off is made, then a second one with the late frame, and then it ends."""
+    late = next(place.incoming.glob(night()[5].name)).rename(place.root / "late.fit")
+    place.cut_off("commit TileDone", "process", str(place.incoming), "--output", str(place.output))
+    late.rename(place.incoming / night()[5].name)
+    with place.process_apart() as life:
+        assert life.process.wait(PATIENCE_S) == 0
+    assert pixels(place.mosaic()) == undisturbed()
+    assert place.report()["revision"] == 2
 
 
 def test_the_users_frames_may_be_read_only(place: Place) -> None:

@@ -82,6 +82,7 @@ class Daemon:
         self._stop = asyncio.Event()
         self._abandon = asyncio.Event()
         self._closing = asyncio.Lock()
+        self._close_next: dict[str, CloseCause] = {}
         self._clock = SystemClock()
         self._started_s = self._clock.wall()
 
@@ -257,16 +258,20 @@ class Daemon:
             for name, scope in intake.scopes.items()
             if scope.whole_folder == folder or name in intake.last_arrival_s
         }
-        for name in sorted(self.touched):
-            await self._close(parts, name, CloseCause.PROCESS)
-        await engine.wait_for(lambda: all(engine.at_rest(name) for name in self.touched))
+        open_now = sorted(self.touched)
+        while open_now:
+            for name in open_now:
+                await self._close(parts, name, CloseCause.PROCESS)
+            await engine.wait_for(lambda: all(engine.at_rest(n) or not engine.load(n).closed for n in self.touched))
+            # Of a run that was cut off a revision may have been under way; what came since makes the next one (F28).
+            open_now = [name for name in sorted(self.touched) if not engine.at_rest(name)]
 
     async def _deliver(self, parts: Parts, batch: Batch) -> None:
         await parts.intake.take(batch.settled, parts.watcher)
         for marker in batch.markers:
             folder = str(Path(marker).parent) + os.sep
             for state in list(parts.engine.states.values()):
-                if not state.closed and any(path.startswith(folder) for path in state.frames):
+                if not state.resting and any(path.startswith(folder) for path in state.frames):
                     await self._close(parts, state.session, CloseCause.MARKER)
 
     # --- closing ---------------------------------------------------------------------------------------------------
@@ -280,8 +285,11 @@ class Daemon:
                 path.unlink(missing_ok=True)
             for state in list(parts.engine.states.values()):
                 due = self._closing_of(parts, state)
-                if due is not None and due.cause is not None:
-                    await self._close(parts, state.session, due.cause)
+                cause = due.cause if due is not None else None
+                if not state.closed:
+                    cause = self._close_next.pop(state.session, cause)
+                if cause is not None:
+                    await self._close(parts, state.session, cause)
                 parts.engine.forget(state.session)
             await asyncio.sleep(TICK_S)
 
@@ -307,6 +315,8 @@ class Daemon:
             self._log.warning("session_unknown", session=session)
             return
         state = parts.engine.load(session)
+        if state.closed and any(path not in state.closed_set for path in state.unprepared):
+            self._close_next[session] = cause  # meant for the frames that wait for the next revision
         asked = cause in (CloseCause.PROCESS, CloseCause.COMMAND)
         if (state.closed and not (asked and state.resting)) or not state.frames:
             return

@@ -34,7 +34,6 @@ from zemosaicd.model import (
     Artefact,
     ArtefactKind,
     FrameId,
-    FramePlan,
     LogNote,
     MosaicSpec,
     Plan,
@@ -49,6 +48,7 @@ from zemosaicd.shell.engine import Engine
 from zemosaicd.shell.executors import Job
 from zemosaicd.shell.layout import Layout
 from zemosaicd.shell.log import Logger
+from zemosaicd.shell.rebuild import Rebuilder
 from zemosaicd.shell.retention import clean_session
 from zemosaicd.shell.sessions import SessionConfigs
 from zemosaicd.shell.space import DiskGate, frame_bytes, still_needed_bytes
@@ -90,7 +90,7 @@ class Effects:
         self._turns = {Prepare: asyncio.Semaphore(2 * capacity + 1), StackTile: asyncio.Semaphore(capacity)}
         self._tables: dict[tuple[str, int], CacheTable] = {}
         self._unreleased: dict[tuple[str, int], set[int]] = {}
-        self._rebuilds: dict[str, asyncio.Future[Reason | None]] = {}
+        self._caches = Rebuilder(engine, self._run_into, configs, log)
 
     async def perform(self, instruction: Instruction) -> None:
         """Carries out one instruction; what came of it is journalled when this returns."""
@@ -132,7 +132,7 @@ class Effects:
             scale_arcsec=config.frames.pixel_scale_arcsec,
         )
         try:
-            prepared = await self._into_folder(state, cache.parent, job, FRAMES_FIRST)
+            prepared = await self._run_into(state, cache.parent, job)
         except ZemosaicdError as error:
             reason = error.reason
         except OSError as error:
@@ -151,12 +151,12 @@ class Effects:
         await self._engine.record(event)
         outputs.log_rejected(self._log, state.session, path, reason)
 
-    async def _into_folder(self, state: SessionState, folder: Path, job: Job, priority: int) -> Any:
-        """Runs a job that writes into a folder of the session's, made if need be, whenever the disk can take it."""
+    async def _run_into(self, state: SessionState, folder: Path, job: Job) -> Any:
+        """Runs a job on a frame that writes into a folder of the session's, whenever the disk can take it."""
 
         async def attempt() -> Any:
             folder.mkdir(mode=0o700, parents=True, exist_ok=True)
-            return await self._run(job, priority)
+            return await self._run(job, FRAMES_FIRST)
 
         return await self._gate.retrying(state.session, attempt)
 
@@ -263,7 +263,7 @@ class Effects:
         for attempt in range(first, min(first + config.tiles.attempts, MAX_INTERRUPTED + 1)):
             await self._engine.record(JobStarted(session=session, revision=revision, job=name, attempt=attempt))
             try:
-                without = await self._ensure_caches(state, [plan.frames[f] for f in spec.frames])
+                without = await self._caches.ensure(state, [plan.frames[f] for f in spec.frames])
                 self._refuse_empty(spec, without)
                 job = jobs.StackTile(
                     plan_path=str(self._layout.plan_file(session, revision)),
@@ -305,43 +305,6 @@ class Effects:
             self._log.error("mastertile_error_no_valid_images_from_cache", tile_id=spec.tile)
             message = f"tile {spec.tile}: none of its {len(spec.frames)} caches could be had"
             raise SessionFailed(Reason(rule="mastertile_error_no_valid_images_from_cache", message=message))
-
-    async def _ensure_caches(self, state: SessionState, frames: list[FramePlan]) -> list[FrameId]:
-        """Makes caches that have gone again, from the user's frames (P10); returns the frames that cannot be had."""
-        missing = [f for f in frames if not Path(f.cache).exists()]
-        reasons = await asyncio.gather(*(self._rebuild(state, f) for f in missing))
-        gone = [(f, r) for f, r in zip(missing, reasons, strict=True) if r is not None]
-        for frame, reason in gone:
-            self._log.warning(
-                "mastertile_warn_cache_file_missing",
-                session=state.session,
-                filename=frame.path,
-                cache_path=frame.cache,
-                reason=reason.message or reason.rule,
-            )
-        return [f.frame for f, _ in gone]
-
-    async def _rebuild(self, state: SessionState, frame: FramePlan) -> Reason | None:
-        """One rebuild a cache at a time, whoever asks: tiles that share it wait for the same future."""
-        if frame.cache in self._rebuilds:
-            return await asyncio.shield(self._rebuilds[frame.cache])
-        future: asyncio.Future[Reason | None] = asyncio.get_running_loop().create_future()
-        self._rebuilds[frame.cache] = future
-        reason: Reason | None = None
-        try:
-            artefact = Artefact(path=frame.cache, kind=ArtefactKind.CACHE)
-            await self._engine.record(ArtefactMade(session=state.session, artefact=artefact))
-            budget = self._configs.budget(self._configs.of(state))
-            job = jobs.RebuildCache(path=frame.path, cache=frame.cache, frame=frame.frame, budget=budget)
-            await self._into_folder(state, Path(frame.cache).parent, job, FRAMES_FIRST)
-        except ZemosaicdError as error:
-            reason = error.reason
-        except OSError as error:
-            reason = Reason(rule="unreadable", value=str(error.strerror), message=f"{frame.path}: {error.strerror}")
-        finally:
-            del self._rebuilds[frame.cache]
-            future.set_result(reason)
-        return reason
 
     # --- Phases 4 to 6 ---------------------------------------------------------------------------------------------
 
