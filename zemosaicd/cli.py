@@ -23,7 +23,7 @@ from zemosaicd import config as configuration
 from zemosaicd.checks import ConfigError
 from zemosaicd.core.lifecycle import SessionState
 from zemosaicd.core.report import GOOD
-from zemosaicd.model import Fatal
+from zemosaicd.model import Fatal, ZemosaicdError
 from zemosaicd.settings import Config
 
 DONE, FAILED, USAGE, FLAWED, CONFIGURATION = 0, 1, 2, 3, 78
@@ -38,6 +38,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except (ConfigError, Fatal) as error:
         _say(f"zemosaicd: {error}", to_stderr=True)
         return CONFIGURATION
+    except ZemosaicdError as error:
+        _say(f"zemosaicd: {error}", to_stderr=True)
+        return FAILED
     except KeyboardInterrupt:
         return FAILED
     except BrokenPipeError:  # the reader of our output has gone, e.g. `zemosaicd sessions | head`

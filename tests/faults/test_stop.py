@@ -53,12 +53,13 @@ def test_F12_SIGTERM_under_load(place: Place, group: bool) -> None:
     """Running jobs may end, nothing new begins: exit 0, no child left, and the night goes on with the next start."""
     with place.run() as life:
         life.wait_for("frame_prepared")
-        children = descendants(life.process.pid)
+        children, pool = descendants(life.process.pid), workers(life)
         asked = time.monotonic()
         (os.killpg if group else os.kill)(life.process.pid, signal.SIGTERM)
         assert life.process.wait(20 + SLACK_S) == 0
         assert time.monotonic() - asked < 20 + SLACK_S
-        assert not any(map(alive, children))
+        assert not [pid for pid in pool if Path(f"/proc/{pid}").exists()]
+        until(lambda: not any(map(alive, children)), "the end of multiprocessing's own helper", life.tail)
         assert life.seen("daemon_stopped")
     check_resume(place)
 

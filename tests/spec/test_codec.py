@@ -17,7 +17,7 @@ from tests import values
 from zemosaicd import codec
 from zemosaicd.core.events import EVENTS
 from zemosaicd.model import Fingerprint, LogNote, MountMode, Plan, PreparedFrame, Reason, Rejected
-from zemosaicd.work.planning import PlanRequest
+from zemosaicd.work.planfiles import PlanRequest
 
 ESCAPED = st.integers(0xDC80, 0xDCFF).map(chr)
 """What os.fsdecode makes of bytes that are not UTF-8 (F5); the other surrogates never come from a filename."""

@@ -169,7 +169,6 @@ def test_process_asks_only_for_what_its_own_session_has_judged(path: Path) -> No
     with_journal(path, body)
 
 
-
 def test_a_session_has_a_summary_without_being_folded(path: Path) -> None:
     """Night, target, frames, outcome and times of every session, for `sessions` and `status`."""
 

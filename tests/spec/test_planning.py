@@ -17,7 +17,7 @@ from zemosaicd import codec, sphere
 from zemosaicd.core.plan import PlanSettings
 from zemosaicd.model import MountMode, Plan, PreparedFrame, Reason, Solution, Wcs
 from zemosaicd.science.stars import StarList
-from zemosaicd.work import planning
+from zemosaicd.work import planfiles
 from zemosaicd.work.catalogue import read_cone
 from zemosaicd.work.jobs import PhaseMade, PlanSession
 
@@ -73,11 +73,11 @@ def run(
 ) -> tuple[Plan, PhaseMade]:
     """Phase 2 as a worker runs it."""
     request, plan = folder / "runtime" / "frames.json", folder / "plan.json"
-    asked = planning.PlanRequest(frames=tuple(frames), settings=PlanSettings(**settings), mount_mode=mount_mode)
-    planning.write_request(asked, request)
-    assert codec.loads(planning.PlanRequest, request.read_text()) == asked
+    asked = planfiles.PlanRequest(frames=tuple(frames), settings=PlanSettings(**settings), mount_mode=mount_mode)
+    planfiles.write_request(asked, request)
+    assert codec.loads(planfiles.PlanRequest, request.read_text()) == asked
     made = PlanSession(frames_path=str(request), plan_path=str(plan)).run()
-    return planning.read_plan(plan), made
+    return planfiles.read_plan(plan), made
 
 
 def bare(plan: Plan) -> Plan:

@@ -30,9 +30,11 @@ def findings(config: Config) -> list[Finding]:
 
 def _folders(config: Config) -> Iterator[Finding]:
     for name in config.paths.incoming:
-        readable = os.access(name, os.R_OK | os.X_OK)
-        text = "readable" if readable else "cannot be read: does it exist, and may this user list it?"
-        yield Finding(what=f"incoming {name}", ok=readable or not Path(name).exists(), text=text)
+        there, readable = Path(name).exists(), os.access(name, os.R_OK | os.X_OK)
+        text = (
+            "readable" if readable else "may not be listed by this user" if there else "not there yet; `run` makes it"
+        )
+        yield Finding(what=f"incoming {name}", ok=readable or not there, text=text)
     for what, name in (("output", config.paths.output), ("state", config.paths.state)):
         folder = Path(name)
         nearest = next(p for p in (folder, *folder.parents) if p.exists())

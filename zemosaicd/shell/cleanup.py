@@ -100,7 +100,7 @@ def clean(manifest: Iterable[Artefact], policy: CleanupPolicy, own_root: Path, l
     deepest_first = sorted(dict.fromkeys(remove), key=lambda line: (-line.path.count("/"), line.path))
     outcomes = [sweep.remove(line) for line in deepest_first]
     sweep.tidy(line.path for line in remove)
-    _tell(outcomes, keep, log)
+    _tell(outcomes, keep, own_root, log)
     fates = [outcome.fate for outcome in outcomes]
     cleaned = Cleaned(
         removed=fates.count(_Fate.REMOVED),
@@ -257,15 +257,22 @@ def _folder_of(line: Artefact) -> str:
     return line.path if line.directory else posixpath.dirname(line.path)
 
 
-def _tell(outcomes: list[_Outcome], keep: tuple[Artefact, ...], log: Logger) -> None:
+def _tell(outcomes: list[_Outcome], keep: tuple[Artefact, ...], own_root: Path, log: Logger) -> None:
     """One line a family of kinds at INFO; files are named at DEBUG only (R6, P6)."""
     for family in _FAMILIES:
         went = [o for o in outcomes if o.artefact.kind in family.kinds and o.fate is _Fate.REMOVED]
         stayed = [line for line in keep if line.kind in family.kinds and line.kind not in NEVER]
         if went:
-            folder = posixpath.commonpath([_folder_of(outcome.artefact) for outcome in went])
+            folder = _common_folder([outcome.artefact for outcome in went], own_root)
             size = sum(outcome.freed_bytes for outcome in went)
             log.info(family.cleaned, directory=folder, removed=len(went), freed_bytes=size)
         if stayed:
-            folder = posixpath.commonpath([_folder_of(line) for line in stayed])
+            folder = _common_folder(stayed, own_root)
             log.info(family.retained, directory=folder, kind=family.kinds[0].value, kept=len(stayed))
+
+
+def _common_folder(lines: list[Artefact], own_root: Path) -> str:
+    """The folder that a line of the log names: of what lay in the session's own folder, if anything did."""
+    folders = [_folder_of(line) for line in lines]
+    own = [folder for folder in folders if posixpath.commonpath([folder, str(own_root)]) == str(own_root)]
+    return posixpath.commonpath(own or folders)

@@ -28,17 +28,19 @@ from zemosaicd.settings import Config
 from zemosaicd.shell import requests
 from zemosaicd.shell.effects import Effects
 from zemosaicd.shell.engine import Engine
-from zemosaicd.shell.executors import Death, Executor, ExecutorClosed, Inline, Job, Pool
+from zemosaicd.shell.executors import Death, Executor, ExecutorClosed, Inline, Job, Pool, WorkersCannotStart
 from zemosaicd.shell.intake import FrameIntake
 from zemosaicd.shell.journal import Journal
 from zemosaicd.shell.layout import Layout
 from zemosaicd.shell.log import Logger
+from zemosaicd.shell.outputs import FOLDER_MODE
 from zemosaicd.shell.retention import expire_failed
 from zemosaicd.shell.sessions import SessionConfigs, host_offset_s
 from zemosaicd.shell.space import DiskGate
 from zemosaicd.shell.status import make_status
 from zemosaicd.shell.supervisor import DaemonStatus, Notifier, beat, keep_status, side_task, write_status
 from zemosaicd.shell.watch import Batch, SystemClock, Watcher, WatchPolicy
+from zemosaicd.work.store import set_mode
 
 TICK_S = 0.5
 """How often closing times and requests are looked at."""
@@ -111,9 +113,10 @@ class Daemon:
     def _make_folders(self) -> None:
         self.layout.state.mkdir(mode=0o700, parents=True, exist_ok=True)
         self.layout.requests.mkdir(mode=0o700, exist_ok=True)
-        for folder in (str(self.layout.output), *self.config.paths.incoming):
-            with contextlib.suppress(OSError):  # a share that is away: an outage, reported by the watcher
-                Path(folder).mkdir(parents=True, exist_ok=True)
+        for folder in (self.layout.output, *map(Path, self.config.paths.incoming)):
+            with contextlib.suppress(OSError):  # there already; or a share that is away: the watcher will say so
+                folder.mkdir(parents=True)
+                set_mode(folder, FOLDER_MODE)
 
     def _make_executor(self) -> Executor:
         table = self.config.executor
@@ -140,6 +143,9 @@ class Daemon:
                 return await executor.run(job, priority=priority, timeout_s=config.executor.job_timeout_s)
             except ExecutorClosed as error:
                 raise asyncio.CancelledError from error  # we are stopping: the journal says what is left to do
+            except WorkersCannotStart as error:
+                engine.fail(error)
+                raise asyncio.CancelledError from error
 
         capacity = executor.capacity
         engine = Engine(journal, gate, lambda engine: Effects(engine, run_job, configs, layout, gate, log, capacity))

@@ -52,7 +52,7 @@ from zemosaicd.shell.rebuild import Rebuilder
 from zemosaicd.shell.retention import clean_session
 from zemosaicd.shell.sessions import SessionConfigs
 from zemosaicd.shell.space import DiskGate, frame_bytes, still_needed_bytes
-from zemosaicd.work import jobs, planning
+from zemosaicd.work import jobs, planfiles
 
 RunJob = Callable[[Job, int], Awaitable[Any]]
 """Runs a job at a priority (lower first) within the configured time."""
@@ -173,7 +173,7 @@ class Effects:
                 for p in (frames_file, plan_file)
             )
         )
-        request = planning.PlanRequest(
+        request = planfiles.PlanRequest(
             frames=tuple(r.prepared for _, r in sorted(state.frames.items()) if r.prepared is not None),
             settings=self._configs.plan_settings(config),
             mount_mode=config.session.mount_mode,
@@ -181,13 +181,13 @@ class Effects:
         job = jobs.PlanSession(frames_path=str(frames_file), plan_path=str(plan_file))
 
         async def attempt() -> jobs.PhaseMade:
-            await asyncio.to_thread(planning.write_request, request, frames_file)
+            await asyncio.to_thread(planfiles.write_request, request, frames_file)
             made: jobs.PhaseMade = await self._run(job, TILES_AFTER)
             return made
 
         try:
             made = await self._gate.retrying(session, attempt)
-            plan = await asyncio.to_thread(planning.read_plan, plan_file)
+            plan = await asyncio.to_thread(planfiles.read_plan, plan_file)
         except Exception as error:  # noqa: BLE001 - reported as the session's failure
             await self._fail(state, error)
             return

@@ -63,6 +63,11 @@ class Engine:
         error = self.failure.exception() if self.failure.done() and not self.failure.cancelled() else None
         return "" if error is None else f"{type(error).__name__}: {error}"
 
+    def fail(self, error: Exception) -> None:
+        """Nothing can be done any more: the daemon ends with this error."""
+        if not self.failure.done():
+            self.failure.set_exception(error)
+
     def recover(self) -> int:
         """Folds the open sessions from the journal and starts what is due to them; returns how many they are."""
         for session in self.journal.open_sessions():
@@ -142,8 +147,7 @@ class Engine:
                 raise
             return
         except Exception as error:  # noqa: BLE001 - the shell's boundary: handed to the daemon, which exits non-zero
-            if not self.failure.done():
-                self.failure.set_exception(error)
+            self.fail(error)
             return
         finally:
             del self._running[instruction]

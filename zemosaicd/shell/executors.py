@@ -25,11 +25,20 @@ from multiprocessing.connection import wait
 from multiprocessing.process import BaseProcess
 from typing import Any
 
-from zemosaicd.model import Fatal, Reason
-from zemosaicd.shell.jobqueue import Death, Executor, ExecutorClosed, Item, JobQueue, Quarantined, closed
+from zemosaicd.model import Reason
+from zemosaicd.shell.jobqueue import (
+    Death,
+    Executor,
+    ExecutorClosed,
+    Item,
+    JobQueue,
+    Quarantined,
+    WorkersCannotStart,
+    closed,
+)
 from zemosaicd.work.entry import IGNORED, STARTED, Beginnings, Job, Nothing, begin, run_pickled, work
 
-__all__ = ["Death", "Executor", "ExecutorClosed", "Inline", "Job", "Pool", "Quarantined"]
+__all__ = ["Death", "Executor", "ExecutorClosed", "Inline", "Job", "Pool", "Quarantined", "WorkersCannotStart"]
 
 MAX_DEATHS = 3
 _MAX_BARREN = 3
@@ -109,7 +118,7 @@ class Pool(JobQueue):
         self._barren = 0
 
     async def start(self) -> None:
-        """Bring all workers up, the first before the others. Raises Fatal if none can be."""
+        """Bring all workers up, the first before the others. Raises WorkersCannotStart."""
         self._loop = asyncio.get_running_loop()
         os.set_blocking(self._reports.fileno(), False)
         self._loop.add_reader(self._reports.fileno(), self._read_reports)
@@ -362,6 +371,6 @@ def _exit_signal(process: BaseProcess) -> int:
     return 0
 
 
-def _barren() -> Fatal:
+def _barren() -> WorkersCannotStart:
     message = f"{_MAX_BARREN} pools of workers died before one of them could begin a job"
-    return Fatal(Reason(rule="workers_cannot_start", threshold=_MAX_BARREN, message=message))
+    return WorkersCannotStart(Reason(rule="workers_cannot_start", threshold=_MAX_BARREN, message=message))

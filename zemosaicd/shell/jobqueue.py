@@ -20,6 +20,13 @@ class Quarantined(ZemosaicdError):
     """This job killed its worker each time it ran alone; it will not be run again (F9)."""
 
 
+class WorkersCannotStart(ZemosaicdError):
+    """No worker lives long enough to begin a job: the daemon ends, loudly, and is started again by its keeper.
+
+    Never a job's fault: no frame and no tile may be given up for it.
+    """
+
+
 class ExecutorClosed(ZemosaicdError):
     """The executor was closed before this job had ended (F12)."""
 

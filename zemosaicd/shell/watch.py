@@ -285,7 +285,10 @@ class Watcher:
         if not polling:
             self._hints[root] = RootHints(root, self._wake)
         self._states[root] = replace(self._states[root], polling=polling)
-        self._log.info("watch_folder", path=root, polling=polling)
+        if polling:
+            self._log.info("watch_folder_polling", path=root, polling=polling)
+        else:
+            self._log.info("watch_folder", path=root)
 
     async def _keep_alive(self, root: str, hints: RootHints) -> None:
         now_s, before = self._clock.monotonic(), self._states[root].polling

@@ -35,7 +35,7 @@ from zemosaicd.science.resample import Source, resample_band, source_rows_needed
 from zemosaicd.science.stars import find_stars
 from zemosaicd.work.fitswrite import FitsImage, FitsWriter, ImageSpec, write_fits
 from zemosaicd.work.jobs import MakeMosaic, MosaicSettings, PhaseMade
-from zemosaicd.work.planning import read_plan
+from zemosaicd.work.planfiles import read_plan
 from zemosaicd.work.store import publish
 
 F32 = NDArray[np.float32]

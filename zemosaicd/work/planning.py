@@ -10,12 +10,12 @@ import math
 import resource
 import time
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 
-from zemosaicd import codec, sphere
+from zemosaicd import sphere
 from zemosaicd.core import mount
 from zemosaicd.core.plan import PlanSettings, kind_of, make_plan, pointings, reference_of
 from zemosaicd.model import (
@@ -24,7 +24,6 @@ from zemosaicd.model import (
     Grid,
     LeftOut,
     LogNote,
-    Plan,
     PreparedFrame,
     Reason,
     Solution,
@@ -36,7 +35,7 @@ from zemosaicd.science.stars import StarList
 from zemosaicd.science.tie import tie_session
 from zemosaicd.work.catalogue import read_cone
 from zemosaicd.work.jobs import PhaseMade, PlanSession
-from zemosaicd.work.store import publish
+from zemosaicd.work.planfiles import read_request, write_plan
 
 MAX_RESIDUAL_PX = 1.0
 """Median residual of a frame in the joint solution above which it would smear the stack."""
@@ -45,31 +44,10 @@ CONE_STEP_DEG = 0.3
 CONE_MARGIN_DEG = 0.4
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class PlanRequest:
-    """All that Phase 2 works from."""
-
-    frames: tuple[PreparedFrame, ...]
-    settings: PlanSettings
-    mount_mode: str
-
-
-def write_request(request: PlanRequest, path: Path) -> None:
-    """Writes the request where the job will find it."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    with publish(path, overwrite=True, mode=0o600) as file:
-        file.write(codec.dumps(request).encode())
-
-
-def read_plan(path: Path) -> Plan:
-    """The plan that the job wrote."""
-    return codec.loads(Plan, path.read_text())
-
-
 def plan_session(job: PlanSession) -> PhaseMade:
     """Runs Phase 2 and writes the plan."""
     started = time.perf_counter()
-    request = codec.loads(PlanRequest, Path(job.frames_path).read_text())
+    request = read_request(Path(job.frames_path))
     prepared, left_out = _distinct(request.frames)
     prepared.sort(key=lambda f: (f.facts.observed_s or 0.0, f.frame))
     solutions, untied = _solutions(prepared)
@@ -85,8 +63,7 @@ def plan_session(job: PlanSession) -> PhaseMade:
     plan = make_plan(frames, left_out, request.settings)
     seconds, peak = time.perf_counter() - started, resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
     plan = replace(plan, figures=_figures(joint) | {"seconds": seconds, "peak_rss_mb": peak})
-    with publish(Path(job.plan_path), overwrite=True, mode=0o600) as file:
-        file.write(codec.dumps(plan).encode())
+    write_plan(plan, Path(job.plan_path))
     fields: dict[str, object] = {
         "frames": len(frames),
         "stars": joint.stars,

@@ -27,7 +27,7 @@ from zemosaicd.science import combine, coverage
 from zemosaicd.science.resample import Source, resample_band, source_rows_needed
 from zemosaicd.work.fitswrite import CardValue, FitsWriter, ImageSpec, write_fits
 from zemosaicd.work.jobs import PhaseMade, StackSettings, StackTile
-from zemosaicd.work.planning import read_plan
+from zemosaicd.work.planfiles import read_plan
 from zemosaicd.work.store import NpyPlane
 
 F64 = NDArray[np.float64]

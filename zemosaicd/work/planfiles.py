@@ -1,0 +1,46 @@
+"""What Phase 2 reads and what it writes: JSON files of the session, the one place that knows their form.
+
+Light on purpose: the daemon reads plans and imports no science for it.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+
+from zemosaicd import codec
+from zemosaicd.core.plan import PlanSettings
+from zemosaicd.model import Plan, PreparedFrame
+from zemosaicd.work.store import publish
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class PlanRequest:
+    """All that Phase 2 works from."""
+
+    frames: tuple[PreparedFrame, ...]
+    settings: PlanSettings
+    mount_mode: str
+
+
+def write_request(request: PlanRequest, path: Path) -> None:
+    """Writes the request where the job will find it."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with publish(path, overwrite=True, mode=0o600) as file:
+        file.write(codec.dumps(request).encode())
+
+
+def read_plan(path: Path) -> Plan:
+    """The plan that the job wrote."""
+    return codec.loads(Plan, path.read_text())
+
+
+def read_request(path: Path) -> PlanRequest:
+    """What the daemon asked for."""
+    return codec.loads(PlanRequest, path.read_text())
+
+
+def write_plan(plan: Plan, path: Path) -> None:
+    """Writes the plan where Phases 3 to 6 will find it."""
+    with publish(path, overwrite=True, mode=0o600) as file:
+        file.write(codec.dumps(plan).encode())
