@@ -123,16 +123,13 @@ class Allocate:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Surroundings:
-    """What the worker finds: environment, umask, and how signals stand."""
+    """What the worker finds: environment, parent, and how signals stand."""
 
     names: tuple[str, ...] = ()
 
     def run(self) -> dict[str, Any]:
-        umask = os.umask(0)
-        os.umask(umask)
         return {
             "env": {name: os.environ.get(name) for name in self.names},
-            "umask": umask,
             "ignored": [s.name for s in (signal.SIGTERM, signal.SIGINT) if signal.getsignal(s) is signal.SIG_IGN],
             "blocked": sorted(s.name for s in signal.pthread_sigmask(signal.SIG_BLOCK, ())),
             "ppid": os.getppid(),

@@ -8,6 +8,8 @@ import warnings
 import numpy as np
 from numpy.typing import NDArray
 
+from zemosaicd.science.frame import Colour, colour_offsets
+
 Array = NDArray[np.float64]
 
 
@@ -123,3 +125,11 @@ def grown_from(hits: NDArray[np.int64], least: int) -> NDArray[np.bool_]:
                 if box.sum() >= least:
                     grown[i, max(0, y - 1) : y + 2, max(0, x - 1) : x + 2] = True
     return grown
+
+
+def colour_mask(bayer: str, colour: Colour, shape: tuple[int, int]) -> NDArray[np.bool_]:
+    """(H, W) bool: True where the photosite has that colour."""
+    mask = np.zeros(shape, bool)
+    for row, column in colour_offsets(bayer, colour):
+        mask[row::2, column::2] = True
+    return mask

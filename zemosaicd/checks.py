@@ -21,6 +21,8 @@ from zemosaicd.settings import Config, Rule
 RENAMED = {("cleanup", "cache_retention_mode"): "cache_retention"}
 TRUE = {"true", "yes", "on", "1"}
 FALSE = {"false", "no", "off", "0"}
+BAND_OVERHEAD = 1.5
+"""Memory that a worker needs, in units of that of its bands: they are not alone in it."""
 
 
 class ConfigError(Fatal):
@@ -86,9 +88,10 @@ def apply(config: Config, settings: Iterable[Setting]) -> Config:
 def find(setting: Setting) -> Field[Any] | Problem:
     """The field that a setting means, or what is wrong with its name."""
     tables = {f.name: f for f in fields(Config)}
+    if not setting.table:
+        return problem("config.no_table", setting, "stands outside any table" + _table_of(setting.key, list(tables)))
     if setting.table not in tables:
-        name = setting.table or setting.key
-        return problem("config.unknown_table", setting, "no such table" + _did_you_mean(name, list(tables)))
+        return problem("config.unknown_table", setting, "no such table" + _did_you_mean(setting.table, list(tables)))
     table = type(getattr(Config(), setting.table))
     entries = {f.name: f for f in fields(table)}
     name = RENAMED.get((setting.table, setting.key), setting.key)
@@ -99,27 +102,48 @@ def find(setting: Setting) -> Field[Any] | Problem:
     return problem("config.unknown_key", setting, "no such key" + hint)
 
 
+def _table_of(key: str, tables: list[str]) -> str:
+    """The hint for a key that stands in no table."""
+    homes = [f"[{t}]" for t, k, _, _ in keys() if key == k or RENAMED.get((t, key)) == k]
+    homes = homes or [f"[{t}]" for t in difflib.get_close_matches(key, tables, n=1)]
+    return f"; did you mean {' or '.join(homes)}?" if homes else ""
+
+
 def _value(entry: Field[Any], setting: Setting) -> object:
     """The checked value of a setting; ValueError says what is allowed. None and "null" mean the default (P1)."""
     if setting.value is None or (setting.text and setting.value == "null"):
         return entry.default
     rule: Rule = entry.metadata["rule"]
     kind = get_type_hints(type(getattr(Config(), setting.table)))[entry.name]
+    given = _unquoted(str(setting.value)) if setting.text else setting.value
     if get_origin(kind) is Literal:
-        return _word(setting.value, get_args(kind))
+        return _word(given, get_args(kind))
     if kind == tuple[str, ...]:
-        return _words(setting.value, setting.text)
+        return _words(given, setting.text)
     if NoneType in get_args(kind):
-        if setting.value in ("auto", ""):
+        if given in ("auto", ""):
             return None
         return _number(setting.value, float, rule, setting.text, ' or "auto"')
     convert: dict[object, Callable[[], object]] = {
         bool: lambda: _switch(setting.value, setting.text),
         int: lambda: _number(setting.value, int, rule, setting.text),
         float: lambda: _number(setting.value, float, rule, setting.text),
-        str: lambda: _text(setting.value, rule),
+        str: lambda: _text(given, rule),
     }
     return convert[kind]()
+
+
+def _unquoted(text: str) -> str:
+    """A text in quotes as TOML reads it; a bare word as it is."""
+    if len(text) < 2 or text[0] not in "\"'" or text[-1] != text[0]:
+        return text
+    try:
+        value = tomllib.loads(f"v = {text}")
+    except tomllib.TOMLDecodeError:
+        value = {}
+    if list(value) != ["v"]:
+        raise ValueError('must be a text, bare or quoted as in TOML, such as "one"')
+    return str(value["v"])
 
 
 def _switch(value: object, text: bool) -> bool:
@@ -207,6 +231,10 @@ def checked(config: Config) -> Config:
     if plan.batch_cap and plan.batch_overlap >= plan.batch_cap:
         allowed = f"must be smaller than plan.batch_cap = {plan.batch_cap}"
         problems.append(_together("plan.batch_overlap", plan.batch_overlap, allowed))
+    room_mb = int(config.executor.memory_mb / BAND_OVERHEAD)
+    if tiles.memory_mb > room_mb:
+        allowed = f"must leave room in executor.memory_mb = {config.executor.memory_mb}: at most {room_mb}"
+        problems.append(_together("tiles.memory_mb", tiles.memory_mb, allowed))
     if not config.paths.incoming:
         problems.append(_together("paths.incoming", None, "must name at least one folder"))
     if problems:

@@ -30,6 +30,10 @@ DONE, FAILED, USAGE, FLAWED, CONFIGURATION = 0, 1, 2, 3, 78
 DEFAULT_FILE = "zemosaicd.toml"
 
 
+class Interrupted(ZemosaicdError):
+    """`process` was stopped by a signal before its sessions had ended."""
+
+
 def main(arguments: Sequence[str] | None = None) -> int:
     """Runs one command and returns its exit code."""
     options = _parser().parse_args(arguments)
@@ -82,11 +86,19 @@ def _parser() -> argparse.ArgumentParser:
     settings.add_argument("value", nargs="?")
     simulate = verb("simulate", _simulate, "Write a simulated night of raw frames of a real patch of sky.")
     simulate.add_argument("folder", metavar="DIR")
-    simulate.add_argument("--panels", type=int, default=2, metavar="N", help="panels side by side (default 2)")
-    simulate.add_argument("--frames", type=int, default=6, metavar="N", help="frames a panel (default 6)")
+    simulate.add_argument("--panels", type=_count, default=2, metavar="N", help="panels side by side (default 2)")
+    simulate.add_argument("--frames", type=_count, default=6, metavar="N", help="frames a panel (default 6)")
     demo = verb("demo", _demo, "A simulated night becomes a mosaic, before your eyes.")
     demo.add_argument("--folder", default="demo", metavar="DIR")
     return parser
+
+
+def _count(text: str) -> int:
+    """A number of 1 or more."""
+    number = int(text)
+    if number < 1:
+        raise argparse.ArgumentTypeError("must be 1 or more")
+    return number
 
 
 def _load(options: argparse.Namespace, extra: Sequence[str] = ()) -> Config:
@@ -114,8 +126,9 @@ def _logging(config: Config, descriptor: int = 1) -> Iterator[Any]:
         Path(config.paths.state).mkdir(mode=0o700, parents=True, exist_ok=True)
         with open_log(config, descriptor) as log:
             yield log
-    except PermissionError as error:
-        raise ConfigError(_reason("state_not_writable", f"{error.filename}: {error.strerror}")) from error
+    except (PermissionError, FileExistsError, NotADirectoryError, FileNotFoundError) as error:
+        message = f"paths.state or log.file cannot be used: {error.filename}: {error.strerror}"
+        raise ConfigError(_reason("state_not_writable", message)) from error
 
 
 def _reason(rule: str, message: str) -> Any:
@@ -154,6 +167,8 @@ async def _process_folder(config: Config, log: Any, folder: str, *, split: bool)
 
     daemon = Daemon(config, log, once=Once(folder=folder, split=split))
     await daemon.run()
+    if daemon.interrupted:
+        raise Interrupted(_reason("interrupted", "interrupted; call it again, and it goes on where it was"))
     return outcomes(daemon.layout.journal, daemon.touched)
 
 

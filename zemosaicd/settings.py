@@ -117,16 +117,29 @@ class Tiles:
     weights: Literal["noise", "none"] = key("noise", "Whether quieter frames count for more.")
     attempts: int = key(3, "How often a tile is tried before it becomes a hole.", unit="times", low=1, high=100)
     memory_mb: int = key(512, "Memory for the bands of one tile.", unit="MB", low=16, high=1_000_000)
-    altaz_cleanup_enabled: bool = key(False, "Mask weakly covered edges of alt-az tiles (on by itself when needed).")
+    altaz_cleanup_enabled: bool = key(
+        False,
+        "Mask weakly covered edges of alt-az tiles (on by itself when needed); decided and logged, not applied yet.",
+    )
     altaz_min_coverage_abs: float = key(
-        3.0, "Pixels seen by fewer frames are masked.", unit="frames", low=0, high=1_000_000
+        3.0, "Pixels seen by fewer frames are masked; not applied yet.", unit="frames", low=0, high=1_000_000
     )
     altaz_min_coverage_frac: float = key(
-        0.4, "Pixels below this part of the best coverage are masked.", unit="of the maximum", low=0, high=1
+        0.4,
+        "Pixels below this part of the best coverage are masked; not applied yet.",
+        unit="of the maximum",
+        low=0,
+        high=1,
     )
-    altaz_morph_open_px: int = key(3, "Smaller islands of the mask are removed; 0: none.", unit="px", low=0, high=1000)
-    altaz_nanize_threshold: float = key(0.001, "Alpha at or below this becomes empty.", unit="alpha", low=0, high=1)
-    altaz_alpha_soft_threshold: float = key(0.001, "Alpha below this counts as nothing.", unit="alpha", low=0, high=1)
+    altaz_morph_open_px: int = key(
+        3, "Smaller islands of the mask are removed; 0: none; not applied yet.", unit="px", low=0, high=1000
+    )
+    altaz_nanize_threshold: float = key(
+        0.001, "Alpha at or below this becomes empty; not applied yet.", unit="alpha", low=0, high=1
+    )
+    altaz_alpha_soft_threshold: float = key(
+        0.001, "Alpha below this counts as nothing; not applied yet.", unit="alpha", low=0, high=1
+    )
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -156,9 +169,14 @@ class Cleanup:
     cache_retention: Literal["per_tile", "run_end", "keep"] = key(
         "run_end", "When prepared frames go: after their last tile, at the end of the session, never."
     )
-    coadd_use_memmap: bool = key(True, "Sums of a mosaic too large for memory lie in files.")
-    coadd_cleanup_memmap: bool = key(True, "Those files are deleted with the rest.")
-    coadd_memmap_dir: str = key("", "Folder for those files; empty: in the session's own folder.", path=True)
+    coadd_use_memmap: bool = key(
+        True,
+        "Sums of a large mosaic lie in files. None are made now (mosaics are streamed by bands); this is for Phase 7.",
+    )
+    coadd_cleanup_memmap: bool = key(True, "Phase 7 deletes those files with the rest (none are made now).")
+    coadd_memmap_dir: str = key(
+        "", "Where Phase 7 looks for those files; empty: in the session's own folder.", path=True
+    )
     failed_keep_days: float = key(7.0, "Files of a failed session are kept so long.", unit="days", low=0, high=3650)
     failed_keep_gb: float = key(20.0, "And no more than this of them.", unit="GB", low=0, high=1_000_000)
 

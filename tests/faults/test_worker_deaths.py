@@ -109,22 +109,6 @@ def test_F9_a_job_that_dies_once_is_done_at_its_second_try(tmp_path: Path) -> No
     with_pool(body)
 
 
-def test_F21_deaths_that_an_earlier_life_saw_count(tmp_path: Path) -> None:
-    """A job that comes with two deaths runs alone at once and is given up at its next; with three it never runs."""
-
-    async def body(pool: Pool, deaths: list[tuple[Job, Death]]) -> None:
-        notes = tmp_path / "notes"
-        with pytest.raises(Quarantined):
-            await pool.run(Die(notes=str(notes)), deaths=2)
-        assert len(notes.read_text().splitlines()) == 1
-        with pytest.raises(Quarantined):
-            await pool.run(Die(notes=str(notes)), deaths=3)
-        assert len(notes.read_text().splitlines()) == 1
-        assert [death.alone for _, death in deaths] == [True]
-
-    with_pool(body, workers=1)
-
-
 def test_F11_a_hung_job_is_killed_and_counted(tmp_path: Path) -> None:
     """At its time limit a job's worker is killed and the job blamed; the jobs beside it are done."""
 

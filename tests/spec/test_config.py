@@ -67,7 +67,11 @@ def test_section_10_defaults() -> None:
         ("[tiles]\nkapa_low = 3", ":2: tiles.kapa_low = 3: no such key; did you mean kappa_low?"),
         ("[tile]\n\nkappa_low = 3", ":3: tile.kappa_low = 3: no such table; did you mean tiles?"),
         ("[tile]", ":1: tile: no such table; did you mean tiles?"),
-        ("x = 1", ":1: x = 1: no such table"),
+        ("x = 1", ":1: x = 1: stands outside any table"),
+        ("kappa_low = 3", ":1: kappa_low = 3: stands outside any table; did you mean [tiles]?"),
+        ("memory_mb = 3", ":1: memory_mb = 3: stands outside any table; did you mean [tiles] or [executor]?"),
+        ("cache_retention_mode = 'keep'", "stands outside any table; did you mean [cleanup]?"),
+        ("tile = 3", ":1: tile = 3: stands outside any table; did you mean [tiles]?"),
         ("[session]\nkappa_low = 3", ":2: session.kappa_low = 3: no such key; did you mean tiles.kappa_low?"),
         ("# c\n[tiles]\nkappa_low = 900 # x", ":3: tiles.kappa_low = 900: must be a number from 0.5 to 100 (stand"),
         ("[tiles]\nkappa_low = nan", ":2: tiles.kappa_low = nan: must be a number"),
@@ -88,6 +92,8 @@ def test_section_10_defaults() -> None:
         ("[tiles]\nkappa_low = \n", ":2: not valid TOML"),
         ("[tiles]\naltaz_nanize_threshold = 0.01", "must not exceed tiles.altaz_alpha_soft_threshold = 0.001"),
         ("[plan]\nbatch_cap = 5\nbatch_overlap = 5", "must be smaller than plan.batch_cap = 5"),
+        ("[tiles]\nmemory_mb = 2000", "tiles.memory_mb = 2000: must leave room in executor.memory_mb = 2048: at most 1365"),
+        ("[executor]\nmemory_mb = 767", "tiles.memory_mb = 512: must leave room in executor.memory_mb = 767: at most 511"),
     ],
 )  # fmt: skip
 def test_F34_error_names_line_key_value_and_range(text: str, expected: str, tmp_path: Path) -> None:
@@ -146,11 +152,37 @@ def test_layers_win_in_order(tmp_path: Path) -> None:
         ("frames.max_pixels=1_000", 1000),
         ("tiles.rejection=none", "none"),
         ("session.mount_mode=ALT_AZ", "ALT_AZ"),
+        ('session.mount_mode="ALT_AZ"', "ALT_AZ"),
+        ('session.longitude_deg="auto"', None),
+        ('session.marker=""', ""),
+        ("session.marker='a\\b'", "a\\b"),
+        ('session.marker="a\\u00e9"', "a\u00e9"),
+        ('session.marker="', '"'),
+        ('session.marker=it"s', 'it"s'),
+        ('watch.ignore="*.tmp"', ("*.tmp",)),
+        ('paths.output="/x"', "/x"),
     ],
 )
 def test_override_texts_are_read_by_type(override: str, value: object) -> None:
     """--set and the environment give texts; the key's type decides what they mean."""
     assert get_value(load(None, [override], {}), override.partition("=")[0]) == value
+
+
+def test_quotes_are_the_same_wherever_a_text_is_given(tmp_path: Path) -> None:
+    """--set, the environment and `config set` read a quoted text as the file does; bad quoting is refused."""
+    path = tmp_path / "z.toml"
+    set_value(path, "paths.output", '"/x y"')
+    assert tomllib.loads(path.read_text()) == {"paths": {"output": "/x y"}}
+    assert load(None, environ={"ZEMOSAICD_PATHS__OUTPUT": "'/x y'"}).paths.output == "/x y"
+    with pytest.raises(ConfigError, match="quoted as in TOML"):
+        load(None, ['session.marker="a"b"'], {})
+
+
+def test_memory_of_tiles_and_workers_fits_to_the_megabyte() -> None:
+    """A worker with half as much again as its bands is enough."""
+    assert load(None, ["tiles.memory_mb=1365", "executor.memory_mb=2048"], {}).tiles.memory_mb == 1365
+    with pytest.raises(ConfigError, match=r"tiles.memory_mb = 1366: .* executor.memory_mb = 2048"):
+        load(None, ["tiles.memory_mb=1366"], {})
 
 
 def test_P1_master_switch_absent_or_null_is_true(tmp_path: Path) -> None:

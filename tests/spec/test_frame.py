@@ -6,9 +6,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.extra.numpy import arrays
 
+from tests.oracles import colour_mask
 from zemosaicd.science.frame import (
     binned_green,
-    colour_mask,
     colour_offsets,
     luminance,
     repair_hot_pixels,

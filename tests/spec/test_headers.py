@@ -71,7 +71,14 @@ def test_C2_stacks_are_known_by_name(name: str) -> None:
 
 def test_C2_single_frames_with_counters_and_plain_floats_are_taken() -> None:
     """A stack count of 1 is a single frame, and other makers' floats are calibrated frames."""
-    assert said(STACKCNT=1, BITPIX=-32, INSTRUME="ASI224MC").width == 1080
+    assert said(STACKCNT=1, BITPIX=-32, INSTRUME="ASI224MC", EXPTIME=30.0).width == 1080
+
+
+def test_C2_a_finished_picture_is_no_frame() -> None:
+    """Floats without an exposure time are a survey's or a program's result, not raw data (2MASS tiles, coadds)."""
+    with pytest.raises(Rejected) as refused:
+        said(BITPIX=-32, INSTRUME="", EXPTIME=None, EXPOSURE=None)
+    assert refused.value.reason.rule == "header.finished"
 
 
 @pytest.mark.parametrize(

@@ -135,7 +135,7 @@ def test_F6_incomplete_waits_and_is_rejected_with_figures() -> None:
         now = intake.due_s(now) or now
     assert looks == [10.0, 20.0, 40.0, 80.0, 100.0]
     assert (verdict.rule, verdict.value, verdict.threshold) == ("incomplete", 100.0, 100.0)
-    assert "10 of 20 bytes" in verdict.message
+    assert verdict.message.endswith(": 10 of 20 bytes (length: found 10, needed 20)")
     assert intake.observe({PATH: state(5)}, 1e5) == []
 
 

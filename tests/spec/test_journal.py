@@ -214,17 +214,6 @@ def test_M3_a_file_is_known_by_its_bytes_and_its_last_judged_state(path: Path) -
     with_journal(path, body)
 
 
-def test_recent_events_are_the_last_ones_oldest_first(path: Path) -> None:
-    """For `why` and `logs`: numbered and timed, of one session or of all."""
-
-    async def body(journal: Journal) -> None:
-        await journal.append(opened("a"), opened("b"), cleaned("a"))
-        assert [(r.seq, r.event) for r in journal.recent(2)] == [(2, opened("b")), (3, cleaned("a"))]
-        assert [r.event for r in journal.recent(5, "a")] == [opened("a"), cleaned("a")]
-
-    with_journal(path, body)
-
-
 def test_F15_a_second_daemon_is_refused_and_told_by_whom(path: Path) -> None:
     """One line, naming the process that holds the lock; readers are let in beside it, without a lock."""
 

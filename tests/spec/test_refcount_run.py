@@ -124,9 +124,9 @@ class Rigged(Inline):
     notes = ""
     capacity = 3  # so that tile 2 may wait for the others
 
-    async def run(self, job: Any, *, priority: int = 0, timeout_s: float | None = None, deaths: int = 0) -> Any:
+    async def run(self, job: Any, *, priority: int = 0, timeout_s: float | None = None) -> Any:
         if not isinstance(job, StackTile):
-            return await super().run(job, priority=priority, timeout_s=timeout_s, deaths=deaths)
+            return await super().run(job, priority=priority, timeout_s=timeout_s)
         if job.tile == 2:
             while not {1, 3} <= {int(line.split()[0]) for line in self.noted()}:
                 await asyncio.sleep(0)

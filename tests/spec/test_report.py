@@ -136,7 +136,7 @@ def test_a_mosaic_placed_by_the_pointing_alone_is_suspect() -> None:
 
 def test_nan_becomes_null_and_the_report_is_json() -> None:
     """Whatever the phases measured."""
-    frames = values.field(1, 1, residual_px=math.nan)
+    frames = values.field(1, 3, residual_px=math.nan)
     report = report_of(night(frames), seams={"worst_sigma": math.nan, "pairs": [{"after_sigma": (math.inf, 1.0)}]})
     text = json.dumps(report, allow_nan=False)
     back = json.loads(text)
@@ -166,3 +166,9 @@ def test_a_report_needs_a_plan() -> None:
     assert state.plan is not None
     with pytest.raises(ValueError, match="nothing planned"):
         build_report(SessionState(S), state.plan.mosaics[0], {}, COST)
+
+
+def test_a_mosaic_of_less_than_half_of_the_night_is_suspect() -> None:
+    """Nine frames of ten that no catalogue could place are not a good night, whatever the tenth looks like."""
+    assert report_of(night(values.field(1, 1)))["verdict"] == SUSPECT  # one of three
+    assert report_of(night(values.field(1, 2)))["verdict"] == GOOD  # two of four

@@ -221,11 +221,6 @@ def test_C3_closes_after_quiet_time_and_says_until_when() -> None:
     assert closing(QUIET, now_s=3700.0, last_arrival_s=100.0, local_s=0.0).cause is CloseCause.QUIET
 
 
-def test_C3_a_marker_closes_at_once() -> None:
-    """The marker needs no quiet time."""
-    assert closing(QUIET, now_s=101.0, last_arrival_s=100.0, local_s=0.0, marker_seen=True).cause is CloseCause.MARKER
-
-
 def test_C3_closes_at_the_hour() -> None:
     """`session.close_at` is the first such local time after the last arrival, if that comes before quiet time ends."""
     arrival_local = at("2025-03-27T04:00:00")

@@ -5,7 +5,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from zemosaicd.science.frame import colour_mask
+from tests.oracles import colour_mask
 from zemosaicd.science.stars import StarList, find_stars, shape
 
 SHAPE = (480, 512)

@@ -9,7 +9,7 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import Any
 
-from zemosaicd.model import Artefact, Fingerprint, FrameFacts, Plan, PreparedFrame, Reason
+from zemosaicd.model import Artefact, ArtefactKind, Fingerprint, FrameFacts, Plan, PreparedFrame, Reason
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -50,6 +50,13 @@ class FrameRejected(Event):
     path: str
     fingerprint: Fingerprint
     reason: Reason
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class FrameRemoved(Event):
+    """The user took the file out of the folder that `process` was called for; it takes no further part."""
+
+    path: str
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -128,12 +135,13 @@ class MosaicPublished(Event):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class SessionCleaned(Event):
-    """Phase 7 is done; the session rests until a late frame reopens it."""
+    """Phase 7 is done; the session rests until a late frame reopens it. `kept_kinds`: what the settings let stay."""
 
     revision: int
     removed: int
     kept: int
     outcome: str
+    kept_kinds: tuple[ArtefactKind, ...] = ()
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -151,6 +159,7 @@ EVENTS: dict[str, type[Event]] = {
         SessionOpened,
         FrameAssigned,
         FrameRejected,
+        FrameRemoved,
         FramePrepared,
         SessionClosed,
         SessionPlanned,

@@ -117,6 +117,9 @@ def _refuse_stack(cards: Cards, name: str) -> None:
         raise _rejected("name.stacked", clean_text(base), "Stacked_*", "a stacked picture by its name")
     if (number(cards, "BITPIX") or 0) < 0 and _made_by(cards, SMART_TELESCOPES):
         raise _rejected("header.stacked", "float", "integer", "raw frames of this telescope are integers")
+    if (number(cards, "BITPIX") or 0) < 0 and positive(cards, "EXPTIME", "EXPOSURE") is None:
+        message = "a finished picture, not a raw frame: floating-point data without an exposure time"
+        raise _rejected("header.finished", "float", "integer, or EXPTIME", message)
 
 
 def _made_by(cards: Cards, makers: tuple[str, ...]) -> bool:

@@ -65,6 +65,13 @@ def _ignored(folded: str, rules: IntakeRules) -> bool:
     return any(fnmatchcase(folded, pattern.casefold()) for pattern in rules.ignore)
 
 
+def _told(reason: Reason) -> str:
+    """What a look found missing, with its figures."""
+    figures = (("found", reason.value), ("needed", reason.threshold))
+    measured = ", ".join(f"{word} {figure}" for word, figure in figures if figure is not None)
+    return f"{reason.message or 'not whole'} ({reason.rule}{': ' if measured else ''}{measured})"
+
+
 def same_state(a: Fingerprint, b: Fingerprint) -> bool:
     """Whether two fingerprints mean unchanged content: size and mtime (C2), the quick check that rsync relies on.
 
@@ -162,7 +169,7 @@ class Intake:
             return None
         quiet_s = now_s - entry.quiet_since_s
         if quiet_s >= self.rules.give_up_s:
-            message = f"still not whole after {quiet_s:.0f} s without a change: {reason.message or reason.rule}"
+            message = f"still not whole after {quiet_s:.0f} s without a change: {_told(reason)}"
             return Reason(rule="incomplete", value=round(quiet_s, 1), threshold=self.rules.give_up_s, message=message)
         pause_s = min(max(self.rules.settle_s, RELOOK_MIN_S) * 2.0 ** min(entry.looks - 1, 16), RELOOK_MAX_S)
         look_at_s = min(now_s + pause_s, entry.quiet_since_s + self.rules.give_up_s)

@@ -23,6 +23,7 @@ from zemosaicd.core.events import (
     FrameAssigned,
     FramePrepared,
     FrameRejected,
+    FrameRemoved,
     JobStarted,
     MosaicPublished,
     SessionCleaned,
@@ -35,6 +36,7 @@ from zemosaicd.core.events import (
 )
 from zemosaicd.model import (
     Artefact,
+    ArtefactKind,
     Fingerprint,
     FrameFacts,
     MosaicSpec,
@@ -172,6 +174,21 @@ def apply(state: SessionState, event: Event) -> None:
     match event:
         case SessionOpened():
             state.opened = event
+        case FrameAssigned() | FrameRejected() | FramePrepared() | FrameRemoved():
+            _apply_to_frame(state, event)
+        case ArtefactMade():
+            state.manifest[event.artefact.path] = event.artefact
+        case JobStarted():
+            state.attempts[event.job] = max(event.attempt, state.attempts.get(event.job, 0))
+        case SessionClosed():
+            _start_revision(state, event)
+        case _:
+            _apply_result(state, event)
+
+
+def _apply_to_frame(state: SessionState, event: FrameAssigned | FrameRejected | FramePrepared | FrameRemoved) -> None:
+    """The life of one file in its session."""
+    match event:
         case FrameAssigned():
             if state.outcome:
                 _reopen(state)
@@ -189,14 +206,10 @@ def apply(state: SessionState, event: Event) -> None:
             if event.fingerprint in (None, record.fingerprint):  # else the file has changed since: it is due again
                 record.prepared, record.rejected = event.prepared, None
                 state.unprepared.pop(event.path, None)
-        case ArtefactMade():
-            state.manifest[event.artefact.path] = event.artefact
-        case JobStarted():
-            state.attempts[event.job] = max(event.attempt, state.attempts.get(event.job, 0))
-        case SessionClosed():
-            _start_revision(state, event)
-        case _:
-            _apply_result(state, event)
+        case FrameRemoved():
+            state.frames.pop(event.path, None)
+            state.unprepared.pop(event.path, None)
+            state.closed_set -= {event.path}
 
 
 def _apply_result(state: SessionState, event: Event) -> None:
@@ -220,7 +233,7 @@ def _apply_result(state: SessionState, event: Event) -> None:
         case MosaicPublished():
             state.published[event.mosaic] = event
         case SessionCleaned():
-            _forget_removed(state)
+            _forget_removed(state, event.kept_kinds)
             _rest(state, event.outcome)
         case SessionEnded():
             state.ended = event
@@ -270,9 +283,10 @@ def _whole(state: SessionState) -> bool:
     return not state.failed and not any(t.figures.get("without") for t in state.done.values())
 
 
-def _forget_removed(state: SessionState) -> None:
-    """Phase 7 is done: only outputs and logs stay on the manifest of a session that rests."""
-    state.manifest = {p: a for p, a in state.manifest.items() if a.kind.value in ("output", "log")}
+def _forget_removed(state: SessionState, kept_kinds: tuple[ArtefactKind, ...]) -> None:
+    """Phase 7 is done: what stayed stays on the manifest, so that a later Phase 7 can still remove it."""
+    stay = {ArtefactKind.OUTPUT, ArtefactKind.LOG, *kept_kinds}
+    state.manifest = {p: a for p, a in state.manifest.items() if a.kind in stay}
 
 
 def fold(session: str, events: Iterable[Event]) -> SessionState:

@@ -31,11 +31,6 @@ def refs(users: Mapping[int, frozenset[str]], finished: Set[int]) -> Counter[str
     return counts
 
 
-def removable(users: Mapping[int, frozenset[str]], finished: Set[int]) -> frozenset[str]:
-    """The paths that may go: used by some tile, needed by none that has still to end (R4)."""
-    return frozenset(path for path, count in refs(users, finished).items() if count == 0)
-
-
 def shared(users: Mapping[int, frozenset[str]]) -> frozenset[str]:
     """The paths that two or more tiles use (R6, R8)."""
     return frozenset(path for path, count in refs(users, frozenset()).items() if count > 1)

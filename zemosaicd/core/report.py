@@ -17,15 +17,27 @@ SEAM_LIMIT_SIGMA = 3.0
 ASTROMETRY_LIMIT_PX = 0.5
 """Median residual of the joint solution, above which stars double."""
 
+LEAST_USED_FRACTION = 0.5
+"""A mosaic that leaves out more than half of the night is not what was asked for."""
+
 CACHE_LOST = Reason(rule="cache_lost", message="its cache was gone and could not be made again from the frame")
 
 
-def verdict(tiles_failed: int, seams_sigma: float | None, residual_px: float | None, pointing_only: bool) -> str:
-    """holes: tiles are missing; suspect: something measured is out of its limit; else good."""
+def verdict(
+    tiles_failed: int,
+    seams_sigma: float | None,
+    residual_px: float | None,
+    pointing_only: bool,
+    used_fraction: float = 1.0,
+) -> str:
+    """holes: tiles are missing; suspect: something measured is out of its limit; else good.
+
+    `used_fraction`: of the session's frames, those that are in one of its mosaics.
+    """
     if tiles_failed:
         return HOLES
     seen = (seams_sigma or 0.0) > SEAM_LIMIT_SIGMA or (residual_px or 0.0) > ASTROMETRY_LIMIT_PX
-    return SUSPECT if seen or pointing_only else GOOD
+    return SUSPECT if seen or pointing_only or used_fraction < LEAST_USED_FRACTION else GOOD
 
 
 def build_report(
@@ -63,10 +75,22 @@ def build_report(
             "photometry": figures.get("photometry") or {},
             "picture": figures.get("picture") or {},
             "phases": _phases(state, cost),
-            "verdict": verdict(len(failed), seams.get("worst_sigma"), plan.figures.get("residual_px"), pointing_only),
+            "verdict": verdict(
+                len(failed),
+                seams.get("worst_sigma"),
+                plan.figures.get("residual_px"),
+                pointing_only,
+                used_fraction(state, plan),
+            ),
         }
     )
     return report
+
+
+def used_fraction(state: SessionState, plan: Plan) -> float:
+    """Of the frames that the session closed with, twins not counted, those that were planned for a mosaic."""
+    twins = sum(left.reason.rule == "duplicate" for left in plan.left_out)
+    return len(plan.frames) / max(1, len(state.closed_set) - twins)
 
 
 def _members(plan: Plan, spec: MosaicSpec) -> list[FramePlan]:

@@ -238,7 +238,6 @@ def closing(
     now_s: float,
     last_arrival_s: float,
     local_s: float,
-    marker_seen: bool = False,
 ) -> Closing:
     """Whether an open session closes now, and if not, what it waits for and until when.
 
@@ -253,8 +252,6 @@ def closing(
         at_s = last_arrival_s + _until_time_of_day(policy.close_at, arrival_local_s)
         if at_s < quiet_at_s:
             waits_for, due_s = CloseCause.TIME, at_s
-    if marker_seen:
-        return Closing(cause=CloseCause.MARKER, waits_for=CloseCause.MARKER, due_s=now_s)
     return Closing(cause=waits_for if now_s >= due_s else None, waits_for=waits_for, due_s=due_s)
 
 

@@ -40,14 +40,6 @@ def colour_offsets(bayer: str, colour: Colour) -> tuple[tuple[int, int], ...]:
     return tuple((i // 2, i % 2) for i, c in enumerate(bayer) if c == colour)
 
 
-def colour_mask(bayer: str, colour: Colour, shape: tuple[int, int]) -> NDArray[np.bool_]:
-    """(H, W) bool: True where the photosite has that colour."""
-    mask = np.zeros(shape, bool)
-    for row, column in colour_offsets(bayer, colour):
-        mask[row::2, column::2] = True
-    return mask
-
-
 def repair_hot_pixels(plane: NDArray[np.generic], bayer: bool) -> tuple[Float32, int]:
     """Replace single hot pixels by the median of their neighbours of the same colour: (float32 (H, W) copy, count).
 

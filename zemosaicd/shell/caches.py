@@ -10,19 +10,11 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Iterable, Mapping, Set
 from pathlib import Path
-from typing import Any, Protocol
 
 from zemosaicd.core.refs import keys, shared
+from zemosaicd.shell.log import Logger
 
 PER_TILE = "per_tile"
-
-
-class Logger(Protocol):
-    """What these modules ask of a logger: an event key and fields; the catalogue holds the sentences (C6)."""
-
-    def debug(self, event: str, **fields: Any) -> Any: ...
-    def info(self, event: str, **fields: Any) -> Any: ...
-    def warning(self, event: str, **fields: Any) -> Any: ...
 
 
 class CacheTable:

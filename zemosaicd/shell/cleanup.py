@@ -19,7 +19,7 @@ from pathlib import Path
 
 from zemosaicd.core.cleaning import NEVER, CleanupPolicy, doomed
 from zemosaicd.model import Artefact, ArtefactKind
-from zemosaicd.shell.caches import Logger
+from zemosaicd.shell.log import Logger
 
 _FOLDER = os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC
 _NO_LINK = _FOLDER | os.O_NOFOLLOW

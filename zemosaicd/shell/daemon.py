@@ -11,7 +11,7 @@ import contextlib
 import os
 import signal
 from collections.abc import Awaitable, Callable, Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -19,7 +19,7 @@ from typing import Any
 from zemosaicd import __version__
 from zemosaicd.checks import ConfigError
 from zemosaicd.core import lifecycle
-from zemosaicd.core.events import SessionClosed
+from zemosaicd.core.events import Event, FrameRemoved, SessionClosed
 from zemosaicd.core.intake import IntakeRules
 from zemosaicd.core.lifecycle import SessionState
 from zemosaicd.core.sessions import CloseCause, Closing, closing
@@ -76,6 +76,7 @@ class Daemon:
         self.config = config
         self.layout = Layout(state=Path(config.paths.state), output=Path(config.paths.output))
         self.touched: set[str] = set()
+        self.interrupted = False
         self.state = "starting"
         self._log = log
         self._gate = DiskGate(log, (self.layout.state, self.layout.output))
@@ -115,7 +116,7 @@ class Daemon:
         self.layout.requests.mkdir(mode=0o700, exist_ok=True)
         for folder in (self.layout.output, *map(Path, self.config.paths.incoming)):
             with contextlib.suppress(OSError):  # there already; or a share that is away: the watcher will say so
-                folder.mkdir(parents=True)
+                folder.mkdir(parents=folder is self.layout.output)
                 set_mode(folder, FOLDER_MODE)
 
     def _make_executor(self) -> Executor:
@@ -191,6 +192,9 @@ class Daemon:
             parts.configs.base = fresh
             parts.watcher.reconfigure(*_watching(fresh, once=self._once is not None))
             self._log.info("config_reloaded")
+            stale = [t for t in ("paths", "executor", "log", "service") if getattr(fresh, t) != getattr(self.config, t)]
+            if stale:
+                self._log.warning("config_needs_restart", tables=stale)
         parts.notifier.ready()
 
     # --- serve -----------------------------------------------------------------------------------------------------
@@ -258,12 +262,12 @@ class Daemon:
             return
         engine, intake = parts.engine, parts.intake
         await parts.watcher.run(partial(self._deliver, parts))
-        folder = self._once.folder
-        self.touched = {
-            name
-            for name, scope in intake.scopes.items()
-            if scope.whole_folder == folder or name in intake.last_arrival_s
-        }
+        folder, below = self._once.folder, engine.journal.sessions_below(self._once.folder)
+        whole = not self._once.split
+        self.touched = {n for n, s in intake.scopes.items() if s.whole_folder == folder or (not whole and n in below)}
+        if whole:
+            for name in sorted(self.touched):
+                await self._follow_folder(parts, engine.load(name))
         open_now = sorted(self.touched)
         while open_now:
             for name in open_now:
@@ -272,12 +276,31 @@ class Daemon:
             # Of a run that was cut off a revision may have been under way; what came since makes the next one (F28).
             open_now = [name for name in sorted(self.touched) if not engine.at_rest(name)]
 
+    async def _follow_folder(self, parts: Parts, state: SessionState) -> None:
+        """`process` makes one session of all that DIR holds *now*: what was taken out goes, a new session.toml holds.
+
+        Only a session that rests, or has not closed yet, can follow; one that was cut off is finished first.
+        """
+        if state.closed and not state.resting:
+            return
+        gone = await asyncio.to_thread(lambda: [p for p in state.frames if not os.path.lexists(p)])
+        events: list[Event] = [FrameRemoved(session=state.session, path=path) for path in gone]
+        settings = await parts.intake.settings_of_folder(self._once.folder if self._once else "")
+        if state.opened is not None and state.opened.settings != settings:
+            events.append(replace(state.opened, settings=settings))
+        if events:
+            self._log.info("session_follows_folder", session=state.session, removed=len(gone))
+            await parts.engine.record(*events)
+
     async def _deliver(self, parts: Parts, batch: Batch) -> None:
         await parts.intake.take(batch.settled, parts.watcher)
         for marker in batch.markers:
+            set_at_ns = await asyncio.to_thread(_mtime_ns, marker)
             folder = str(Path(marker).parent) + os.sep
             for state in list(parts.engine.states.values()):
-                if not state.resting and any(path.startswith(folder) for path in state.frames):
+                written = [r.fingerprint.mtime_ns for path, r in state.frames.items() if path.startswith(folder)]
+                # Older than a frame that it should close: yesterday's marker, left lying.
+                if written and not state.resting and set_at_ns >= max(written):
                     await self._close(parts, state.session, CloseCause.MARKER)
 
     # --- closing ---------------------------------------------------------------------------------------------------
@@ -337,6 +360,7 @@ class Daemon:
     async def _drain(self, parts: Parts) -> None:
         """Nothing new, then what runs may end within drain_s; a second signal ends the wait (F12, F13)."""
         self.state = "stopping"
+        self.interrupted = self._stop.is_set()
         parts.notifier.stopping("draining")
         drain_s = self.config.service.drain_s if self._stop.is_set() else 0.0
         if parts.engine.in_flight:
@@ -354,6 +378,14 @@ class Daemon:
                 await parts.executor.aclose(0.0)
 
         await parts.engine.drain(stop_executor)
+
+
+def _mtime_ns(path: str) -> int:
+    """When a file was last written; -1 if it has gone."""
+    try:
+        return os.lstat(path).st_mtime_ns
+    except OSError:
+        return -1
 
 
 def _known_of_folder(journal: Journal, folder: str, paths: Sequence[str]) -> Mapping[str, Fingerprint]:

@@ -8,14 +8,13 @@ disk that is full or gone pauses the session and is tried again (F8, F22); anyth
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Awaitable, Callable
 from contextlib import nullcontext
 from dataclasses import replace
-from functools import partial
 from pathlib import Path
 from typing import Any
 
 from zemosaicd.core import lifecycle, mount
+from zemosaicd.core.cleaning import doomed
 from zemosaicd.core.events import (
     ArtefactMade,
     FramePrepared,
@@ -26,20 +25,17 @@ from zemosaicd.core.events import (
     SessionEnded,
     SessionPlanned,
     TileDone,
-    TileFailed,
 )
 from zemosaicd.core.lifecycle import Clean, End, Instruction, MakePlan, Prepare, SessionState, StackTile
 from zemosaicd.core.report import build_report
 from zemosaicd.model import (
     Artefact,
     ArtefactKind,
-    FrameId,
     LogNote,
     MosaicSpec,
     Plan,
     Reason,
     SessionFailed,
-    TileSpec,
     ZemosaicdError,
 )
 from zemosaicd.shell import outputs
@@ -52,16 +48,10 @@ from zemosaicd.shell.rebuild import Rebuilder
 from zemosaicd.shell.retention import clean_session
 from zemosaicd.shell.sessions import SessionConfigs
 from zemosaicd.shell.space import DiskGate, frame_bytes, still_needed_bytes
+from zemosaicd.shell.tiles import FRAMES_FIRST, MAX_INTERRUPTED, TILES_AFTER, RunJob, TileMaker
 from zemosaicd.work import jobs, planfiles
 
-RunJob = Callable[[Job, int], Awaitable[Any]]
-"""Runs a job at a priority (lower first) within the configured time."""
-
-FRAMES_FIRST, TILES_AFTER = 0, 1
-"""Priorities: a frame that arrives is not starved behind tiles (C7)."""
-
-MAX_INTERRUPTED = 5
-"""A job that was begun so often without an end is a poison job, or the power is; its tile becomes a hole (F21)."""
+BAND_HALVINGS = 4
 
 
 class Effects:
@@ -90,7 +80,8 @@ class Effects:
         self._turns = {Prepare: asyncio.Semaphore(2 * capacity + 1), StackTile: asyncio.Semaphore(capacity)}
         self._tables: dict[tuple[str, int], CacheTable] = {}
         self._unreleased: dict[tuple[str, int], set[int]] = {}
-        self._caches = Rebuilder(engine, self._run_into, configs, log)
+        caches = Rebuilder(engine, self._run_into, configs, log)
+        self._tiles = TileMaker(engine, run_job, configs, layout, gate, caches, log)
 
     async def perform(self, instruction: Instruction) -> None:
         """Carries out one instruction; what came of it is journalled when this returns."""
@@ -178,6 +169,7 @@ class Effects:
             settings=self._configs.plan_settings(config),
             mount_mode=config.session.mount_mode,
         )
+        counts = mount.summary(mount.frame_mode(r.facts, config.session.mount_mode) for r in state.frames.values())
         job = jobs.PlanSession(frames_path=str(frames_file), plan_path=str(plan_file))
 
         async def attempt() -> jobs.PhaseMade:
@@ -191,9 +183,7 @@ class Effects:
         except Exception as error:  # noqa: BLE001 - reported as the session's failure
             await self._fail(state, error)
             return
-        outputs.log_notes(
-            self._log, session, (*made.notes, *mount.decision_notes(plan.mount_modes, plan.altaz_decision))
-        )
+        outputs.log_notes(self._log, session, (*made.notes, *mount.decision_notes(counts, plan.altaz_decision)))
         key = outputs.content_key(plan, self._configs.content(config))
         if key == state.last_key and outputs.all_there(state.last_published, self._layout.output):
             where = next(iter(state.last_published.values())).path
@@ -236,7 +226,7 @@ class Effects:
         outputs.log_notes(self._log, state.session, [mount.gating_note(number, spec.mount_mode, plan.altaz_cleanup)])
         await self._gate.room(state.session, still_needed_bytes(state), self._configs.of(state).service)
         waiting = self._unreleased[state.session, state.revision]
-        event = await self._tile_result(state, plan, spec)
+        event = await self._tiles.result(state, plan, spec)
         await self._engine.record(event)
         await table.release(number)
         waiting.discard(number)
@@ -252,79 +242,26 @@ class Effects:
                 reason=event.reason.message or event.reason.rule,
             )
 
-    async def _tile_result(self, state: SessionState, plan: Plan, spec: TileSpec) -> TileDone | TileFailed:
-        """Tries a tile until it is done or its last try is spent; its caches are not released in between (R4)."""
-        session, revision, config = state.session, state.revision, self._configs.of(state)
-        output = self._layout.master_tile(session, spec.tile)
-        settings = self._configs.stack_settings(config)
-        reason = Reason(rule="interrupted", threshold=MAX_INTERRUPTED, message="begun too often without an end")
-        name = f"tile {spec.tile}"
-        first = state.attempts.get(name, 0) + 1
-        for attempt in range(first, min(first + config.tiles.attempts, MAX_INTERRUPTED + 1)):
-            await self._engine.record(JobStarted(session=session, revision=revision, job=name, attempt=attempt))
-            try:
-                without = await self._caches.ensure(state, [plan.frames[f] for f in spec.frames])
-                self._refuse_empty(spec, without)
-                job = jobs.StackTile(
-                    plan_path=str(self._layout.plan_file(session, revision)),
-                    tile=spec.tile,
-                    without=tuple(without),
-                    output=str(output),
-                    settings=settings,
-                )
-                made = await self._gate.retrying(session, partial(self._run, job, TILES_AFTER))
-            except MemoryError:
-                reason = Reason(
-                    rule="out_of_memory", value=settings.band_budget_bytes, message="no memory for its band"
-                )
-                settings = replace(settings, band_budget_bytes=settings.band_budget_bytes // 2)  # F10
-            except ZemosaicdError as error:
-                reason = error.reason
-            except FileNotFoundError as error:  # a cache went while the tile was made: the next try makes it again
-                reason = Reason(rule="file_missing", value=str(error.filename), message=f"{error.filename} has gone")
-            except Exception as error:  # noqa: BLE001 - reported as this tile's failure
-                self._log.exception("internal_error", session=session, subject=name)
-                reason = Reason(rule="internal_error", value=type(error).__name__, message=str(error))
-            else:
-                outputs.log_notes(self._log, session, made.notes)
-                figures = {**made.figures, "seconds": made.seconds, "peak_rss_mb": made.peak_rss_mb, "without": without}
-                return TileDone(
-                    session=session,
-                    revision=revision,
-                    tile=spec.tile,
-                    path=str(output),
-                    frames_used=len(spec.frames) - len(without),
-                    figures=figures,
-                )
-            self._log.warning("tile_failed", session=session, tile=spec.tile, attempt=attempt, rule=reason.rule,
-                              reason=reason.message or reason.rule)  # fmt: skip
-        return TileFailed(session=session, revision=revision, tile=spec.tile, reason=reason)
-
-    def _refuse_empty(self, spec: TileSpec, without: list[FrameId]) -> None:
-        if len(without) == len(spec.frames):
-            self._log.error("mastertile_error_no_valid_images_from_cache", tile_id=spec.tile)
-            message = f"tile {spec.tile}: none of its {len(spec.frames)} caches could be had"
-            raise SessionFailed(Reason(rule="mastertile_error_no_valid_images_from_cache", message=message))
-
     # --- Phases 4 to 6 ---------------------------------------------------------------------------------------------
 
     async def _mosaic(self, state: SessionState, name: str) -> None:
         session, revision = state.session, state.revision
         plan = _plan_of(state)
         spec = next(m for m in plan.mosaics if m.name == name)
-        for phase in ("4", "5", "6"):
+        for phase in ("4", "5"):
             self._log.info("PHASE_UPDATE", session=session, phase=phase)
-        folder = self._layout.output_folder(state, spec, len(plan.mosaics))
-        await self._engine.record(*(ArtefactMade(session=session, artefact=a) for a in outputs.intended(folder)))
 
-        async def attempt() -> tuple[jobs.PhaseMade, dict[str, object]]:
-            staged = await asyncio.to_thread(outputs.stage, folder, revision)  # each time: the folder may have gone
+        async def attempt() -> tuple[jobs.PhaseMade, dict[str, object], Path]:
+            folder = await asyncio.to_thread(self._layout.output_folder, state, plan, spec)  # each time: it may be away
+            await self._engine.record(*(ArtefactMade(session=session, artefact=a) for a in outputs.intended(folder)))
+            staged = await asyncio.to_thread(outputs.stage, folder, revision)
             await self._engine.record(ArtefactMade(session=session, artefact=staged.artefact()))
-            made = await self._run(self._mosaic_job(state, spec, staged), TILES_AFTER)
+            made = await self._assemble(self._mosaic_job(state, spec, staged))
+            self._log.info("PHASE_UPDATE", session=session, phase="6")
             report = build_report(state, spec, made.figures, outputs.cost(made), refused)
             previous = state.last_published[name].revision if name in state.last_published else 0
             await outputs.publish(staged, report, previous)
-            return made, report
+            return made, report, folder / outputs.MOSAIC
 
         await self._gate.room(session, still_needed_bytes(state), self._configs.of(state).service)
         refused = await asyncio.to_thread(outputs.refused_beside, self._engine.journal, state)
@@ -334,7 +271,7 @@ class Effects:
         try:
             if attempts > MAX_INTERRUPTED:
                 raise SessionFailed(Reason(rule="interrupted", value=attempts, threshold=MAX_INTERRUPTED))
-            made, report = await self._gate.retrying(session, attempt)
+            made, report, where = await self._gate.retrying(session, attempt)
         except Exception as error:  # noqa: BLE001 - reported as the session's failure
             await self._fail(state, error)
             return
@@ -344,13 +281,25 @@ class Effects:
                 session=session,
                 revision=revision,
                 mosaic=name,
-                path=str(folder / outputs.MOSAIC),
+                path=str(where),
                 verdict=str(report["verdict"]),
                 figures={**made.figures, "seconds": made.seconds, "peak_rss_mb": made.peak_rss_mb},
             )
         )
-        where = str(folder / outputs.MOSAIC)
-        self._log.info("mosaic_published", session=session, path=where, verdict=report["verdict"])
+        self._log.info("mosaic_published", session=session, path=str(where), verdict=report["verdict"])
+
+    async def _assemble(self, job: jobs.MakeMosaic) -> jobs.PhaseMade:
+        """Runs the job; without memory for its band it is tried with half the band, down to an eighth (F10)."""
+        for _ in range(BAND_HALVINGS):
+            try:
+                made: jobs.PhaseMade = await self._run(job, TILES_AFTER)
+            except MemoryError:
+                half = replace(job.settings, band_budget_bytes=job.settings.band_budget_bytes // 2)
+                job = replace(job, settings=half)
+            else:
+                return made
+        message = "no memory for a band of the mosaic: lower tiles.memory_mb or raise executor.memory_mb"
+        raise SessionFailed(Reason(rule="out_of_memory", value=job.settings.band_budget_bytes, message=message))
 
     def _mosaic_job(self, state: SessionState, spec: MosaicSpec, staged: outputs.Staged) -> jobs.MakeMosaic:
         done = {t: state.done[t] for t in spec.tiles if t in state.done}
@@ -395,7 +344,12 @@ class Effects:
             clean_session, manifest, policy, self._layout.session(session), self._log.bind(session=session)
         )
         event = SessionCleaned(
-            session=session, revision=revision, removed=cleaned.removed, kept=cleaned.kept, outcome=outcome
+            session=session,
+            revision=revision,
+            removed=cleaned.removed,
+            kept=cleaned.kept,
+            outcome=outcome,
+            kept_kinds=tuple(sorted({a.kind for a in doomed(manifest, policy)[1]})),
         )
         done = outputs.done_fields(state, outcome, cleaned)
         await self._engine.record(event)

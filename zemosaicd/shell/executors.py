@@ -96,13 +96,12 @@ class Pool(JobQueue):
         memory_bytes: int | None = None,
         warm_up: str = "",
         numba_cache_dir: str = "",
-        umask: int | None = None,
         max_deaths: int = MAX_DEATHS,
         on_death: Callable[[Job, Death], None] | None = None,
     ) -> None:
         super().__init__(workers)
         self._context = multiprocessing.get_context("spawn")
-        self._beginnings = Beginnings(parent=os.getpid(), memory_bytes=memory_bytes, warm_up=warm_up, umask=umask)
+        self._beginnings = Beginnings(parent=os.getpid(), memory_bytes=memory_bytes, warm_up=warm_up)
         self._environment = _ONE_THREAD | ({"NUMBA_CACHE_DIR": numba_cache_dir} if numba_cache_dir else {})
         self._max_deaths = max_deaths
         self._on_death = on_death
@@ -131,14 +130,6 @@ class Pool(JobQueue):
         return tuple(self._workers)
 
     # --- handing over ----------------------------------------------------------------------------------------------
-
-    def _admit(self, item: Item) -> None:
-        if item.deaths >= self._max_deaths:
-            item.fail(self._quarantine(item, 0))
-        elif item.deaths:
-            self._suspects.append(item)
-        else:
-            super()._admit(item)
 
     def _withdraw(self) -> list[Item]:
         suspects, self._suspects = list(self._suspects), deque()
@@ -306,7 +297,7 @@ class Pool(JobQueue):
         elif item.alone:
             self._suspects.appendleft(item)
         else:
-            super()._admit(item)
+            self._admit(item)
         item.pid, item.alone, item.hung = 0, False, False
 
     def _quarantine(self, item: Item, exit_signal: int) -> Quarantined:

@@ -16,12 +16,12 @@ from zemosaicd.core.events import Event, FrameAssigned, FrameRejected, SessionOp
 from zemosaicd.core.intake import Settled
 from zemosaicd.core.sessions import SessionPolicy, SessionScope, session_for
 from zemosaicd.model import Fingerprint, Reason
-from zemosaicd.shell.effects import FRAMES_FIRST, RunJob
 from zemosaicd.shell.engine import Engine
 from zemosaicd.shell.log import Logger
 from zemosaicd.shell.outputs import log_rejected
 from zemosaicd.shell.sessions import SESSION_FILE, SessionConfigs, folder_settings, scope_of
 from zemosaicd.shell.space import DiskGate
+from zemosaicd.shell.tiles import FRAMES_FIRST, RunJob
 from zemosaicd.shell.watch import Clock, Watcher
 from zemosaicd.work.jobs import HeaderRead, ReadHeaders
 
@@ -85,7 +85,7 @@ class FrameIntake:
                 return
         if reason is None and answer.facts is not None:
             try:
-                settings = await folder_settings(answer.path, watcher.roots, self._configs.base)
+                settings = await self._settings_for(answer.path, watcher)
             except ConfigError as error:
                 self._log.error("session_toml_invalid", frame=answer.path, reason=str(error))
                 held = Reason(rule="session_toml", message=str(error))
@@ -97,6 +97,16 @@ class FrameIntake:
             event = FrameRejected(session="", path=answer.path, fingerprint=answer.fingerprint, reason=reason)
             await self._engine.record(event)
             log_rejected(self._log, "", answer.path, reason)
+
+    async def _settings_for(self, path: str, watcher: Watcher) -> dict[str, object]:
+        """The session.toml that holds for a file: of `process DIR`, DIR's own, whatever lies in subfolders (C7)."""
+        if self._whole_folder:
+            return await self.settings_of_folder(self._whole_folder)
+        return await folder_settings(path, watcher.roots, self._configs.base)
+
+    async def settings_of_folder(self, folder: str) -> dict[str, object]:
+        """The session.toml of this very folder. Raises ConfigError."""
+        return await folder_settings(str(Path(folder) / SESSION_FILE), (folder,), self._configs.base)
 
     def _hold(self, path: str, fingerprint: Fingerprint, reason: Reason, watcher: Watcher) -> Reason | None:
         """Not usable yet: looked at again later, or refused when its time is over (F6)."""

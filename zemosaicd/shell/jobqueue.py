@@ -54,11 +54,10 @@ class Executor(Protocol):
     async def start(self) -> None:
         """Bring the workers up; once, before the first `run`."""
 
-    async def run(self, job: Job, *, priority: int = 0, timeout_s: float | None = None, deaths: int = 0) -> Any:
+    async def run(self, job: Job, *, priority: int = 0, timeout_s: float | None = None) -> Any:
         """The result of the job, or whatever it raised. Jobs of a lower `priority` go first, then in order of arrival.
 
-        `timeout_s` counts from the job's own start; `deaths` are those that earlier lives of the daemon know of.
-        Raises ValueError for a job that pickles to 64 KiB or more, Quarantined, ExecutorClosed.
+        `timeout_s` counts from the job's own start. Raises ValueError for a job that pickles to 64 KiB or more, Quarantined, ExecutorClosed.
         """
 
     async def aclose(self, drain_s: float = 0.0) -> None:
@@ -74,8 +73,8 @@ class Item:
     priority: int
     order: int
     timeout_s: float | None
-    deaths: int
     future: asyncio.Future[Any]
+    deaths: int = 0
     pid: int = 0
     alone: bool = False
     hung: bool = False
@@ -117,7 +116,7 @@ class JobQueue:
         """How many jobs run at once."""
         return self._capacity
 
-    async def run(self, job: Job, *, priority: int = 0, timeout_s: float | None = None, deaths: int = 0) -> Any:
+    async def run(self, job: Job, *, priority: int = 0, timeout_s: float | None = None) -> Any:
         """See Executor.run."""
         if self._closing:
             raise closed()
@@ -127,7 +126,6 @@ class JobQueue:
             priority=priority,
             order=next(self._order),
             timeout_s=timeout_s,
-            deaths=deaths,
             future=asyncio.get_running_loop().create_future(),
         )
         self._admit(item)

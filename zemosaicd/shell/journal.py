@@ -40,15 +40,6 @@ class JournalFull(OSError):
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Recorded:
-    """One event as it lies in the journal: its number, when it was written (Unix seconds), and itself."""
-
-    seq: int
-    at: float
-    event: ev.Event
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
 class SessionRow:
     """What the journal says of a session without folding it. `summary`: the last known figures of its revision."""
 
@@ -81,16 +72,6 @@ class JournalReader:
         """All events of a session, oldest first."""
         rows = self._rows("SELECT kind, data, crc FROM events WHERE session = ? ORDER BY seq", (session,))
         return [self._event(*row) for row in rows]
-
-    def recent(self, limit: int = 20, session: str | None = None) -> list[Recorded]:
-        """The last events, oldest first; of one session, or of all."""
-        where = "" if session is None else "WHERE session = ?"
-        arguments = (limit,) if session is None else (session, limit)
-        rows = self._rows(
-            f"SELECT seq, at, kind, data, crc FROM events {where} ORDER BY seq DESC LIMIT ?",
-            arguments,
-        )
-        return [Recorded(seq=seq, at=at, event=self._event(*rest)) for seq, at, *rest in reversed(rows)]
 
     def open_sessions(self) -> list[str]:
         """The sessions that start-up must fold, oldest first."""
@@ -141,6 +122,12 @@ class JournalReader:
                     device=unsigned(device), inode=unsigned(inode), size=size, mtime_ns=mtime_ns
                 )
         return found
+
+    def sessions_below(self, folder: str) -> set[str]:
+        """The sessions that have taken a file in this folder or below it."""
+        first, last = os.fsencode(folder.rstrip("/") + "/"), os.fsencode(folder.rstrip("/") + "0")  # "0" follows "/"
+        rows = self._rows("SELECT DISTINCT session FROM files WHERE path >= ? AND path < ?", (first, last))
+        return {row[0] for row in rows} - {""}
 
     def refused_since(self, at: float) -> list[ev.FrameRejected]:
         """Files that were refused before they had a session, since `at` (Unix seconds), oldest first."""

@@ -47,6 +47,8 @@ def index(writes: sqlite3.Connection, at: float, event: ev.Event) -> None:
                 outcome,
             ),
         )
+    if isinstance(event, ev.FrameRemoved):  # should it come back, it is new
+        writes.execute("DELETE FROM files WHERE path = ?", (os.fsencode(event.path),))
     if not event.session:
         return
     row = writes.execute("SELECT state, summary FROM sessions WHERE id = ?", (event.session,)).fetchone()

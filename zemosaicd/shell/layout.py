@@ -9,7 +9,7 @@ from pathlib import Path
 
 from zemosaicd.core.headers import slug
 from zemosaicd.core.lifecycle import SessionState
-from zemosaicd.model import ArtefactKind, Fingerprint, MosaicSpec
+from zemosaicd.model import ArtefactKind, Fingerprint, MosaicSpec, Plan
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -76,16 +76,22 @@ class Layout:
         """A master tile."""
         return self.session(session) / "master_tiles" / f"master_tile_{tile}.fits"
 
-    def output_folder(self, state: SessionState, spec: MosaicSpec, mosaics: int) -> Path:
-        """The mosaic's folder: the session's name, with the filter if there are several mosaics.
+    def output_folder(self, state: SessionState, plan: Plan, spec: MosaicSpec) -> Path:
+        """The mosaic's folder: the session's name; for further mosaics of it (filters) with the filter's.
 
-        A folder of that name that this session did not make is the user's: the next free name is taken (P9, F26).
+        A mosaic keeps the folder it was published in (F28). A folder or file of that name that this session did not
+        make is the user's: the next free name is taken (P9, F26).
         """
-        name = state.session if mosaics == 1 else f"{state.session}_{slug(spec.name)}"
-        ours = {str(Path(a.path).parent) for a in state.manifest.values() if a.kind is ArtefactKind.OUTPUT}
+        homes = {name: Path(p.path).parent for name, p in state.last_published.items()}
+        here = {name: home for name, home in homes.items() if home.parent == self.output}
+        if spec.name in here:
+            return here[spec.name]
+        first = max(plan.mosaics, key=lambda m: (sum(len(t.frames) for t in plan.tiles if t.tile in m.tiles), m.name))
+        name = state.session if not here and spec.name == first.name else f"{state.session}_{slug(spec.name)}"
+        ours = {Path(a.path).parent for a in state.manifest.values() if a.kind is ArtefactKind.OUTPUT}
         number = 1
         while True:
             folder = self.output / (name if number == 1 else f"{name}-{number}")
-            if str(folder) in ours or not folder.exists() or not any(folder.iterdir()):
+            if folder in ours or not folder.exists() or (folder.is_dir() and not any(folder.iterdir())):
                 return folder
             number += 1

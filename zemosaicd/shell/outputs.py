@@ -24,7 +24,7 @@ from zemosaicd.core.lifecycle import SessionState
 from zemosaicd.model import Artefact, ArtefactKind, LogNote, Plan, PreparedFrame, Reason
 from zemosaicd.shell.cleanup import Cleaned
 from zemosaicd.shell.journal import JournalReader
-from zemosaicd.shell.log import Logger
+from zemosaicd.shell.log import Logger, emit
 from zemosaicd.work.jobs import PhaseMade
 from zemosaicd.work.store import set_mode, sync_folder
 
@@ -128,7 +128,7 @@ def refused_beside(journal: JournalReader, state: SessionState) -> dict[str, Rea
 def all_there(published: Mapping[str, MosaicPublished], output: Path) -> bool:
     """Whether every mosaic of the last revision still lies where it was published, in the output folder of today."""
     paths = [Path(p.path) for p in published.values()]
-    return bool(paths) and all(path.is_relative_to(output) and path.is_file() for path in paths)
+    return bool(paths) and all(path.is_relative_to(output) and os.path.isfile(path) for path in paths)  # noqa: PTH113
 
 
 def content_key(plan: Plan, settings: Mapping[str, Any]) -> str:
@@ -155,7 +155,7 @@ def cost(made: PhaseMade) -> dict[str, float]:
 def log_notes(log: Logger, session: str, notes: Iterable[LogNote]) -> None:
     """Emits lines that were made where there is no logger."""
     for note in notes:
-        getattr(log, note.level)(note.event, **{"session": session, **note.fields})
+        emit(log, note, session=session)
 
 
 def log_prepared(log: Logger, session: str, frame: PreparedFrame) -> None:
@@ -179,7 +179,7 @@ def log_prepared(log: Logger, session: str, frame: PreparedFrame) -> None:
         rms_arcsec=round(frame.solution.rms_arcsec, 2),
     )
     if frame.solution.header_wcs.startswith("implausible"):
-        log.warning("header_wcs_dropped", session=session, frame=name, reason=frame.solution.header_wcs)
+        log.info("header_wcs_dropped", session=session, frame=name, reason=frame.solution.header_wcs)
 
 
 def log_rejected(log: Logger, session: str, path: str, reason: Reason) -> None:
@@ -222,7 +222,7 @@ def done_fields(state: SessionState, outcome: str, cleaned: Cleaned) -> dict[str
         "tiles": len(state.done),
         "tiles_failed": len(state.failed),
         "mosaic": ", ".join(p.path for p in published.values()),
-        "verdict": ", ".join(sorted({p.verdict for p in published.values()})),
+        "verdict": ", ".join(sorted({p.verdict for p in published.values()})) or "none",
         "removed": cleaned.removed,
         "kept": cleaned.kept,
     }

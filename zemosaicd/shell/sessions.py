@@ -11,16 +11,21 @@ from typing import Any
 import aiofiles
 
 from zemosaicd import config as configuration
+from zemosaicd.checks import ConfigError
 from zemosaicd.core.cleaning import CleanupPolicy
 from zemosaicd.core.events import SessionOpened
 from zemosaicd.core.lifecycle import SessionState
 from zemosaicd.core.plan import PlanSettings
 from zemosaicd.core.sessions import ClosingPolicy, SessionPolicy, SessionScope
+from zemosaicd.model import Reason
 from zemosaicd.settings import Config
 from zemosaicd.work.fitsblocks import Budget
 from zemosaicd.work.jobs import MosaicSettings, StackSettings
 
 SESSION_FILE = "session.toml"
+
+SESSION_TABLES = frozenset({"session", "frames", "plan", "tiles", "mosaic", "outputs", "cleanup"})
+"""What a session.toml may set; the other tables are the daemon's own."""
 
 
 class SessionConfigs:
@@ -112,7 +117,7 @@ class SessionConfigs:
         """The settings that pixels depend on, for the content key. Budgets do not: bands are bit-identical (M5)."""
         stack = asdict(SessionConfigs.stack_settings(config))
         mosaic = asdict(SessionConfigs.mosaic_settings(config))
-        return {"tiles": stack, "mosaic": mosaic} | {
+        return {
             name: {k: v for k, v in table.items() if k != "band_budget_bytes"}
             for name, table in (("tiles", stack), ("mosaic", mosaic))
         }
@@ -152,7 +157,11 @@ async def folder_settings(path: str, roots: tuple[str, ...], config: Config) -> 
             text = ""
         if text:
             configuration.overlay_text(config, text, str(file))
-            return tomllib.loads(text)
+            tables = tomllib.loads(text)
+            if foreign := sorted(set(tables) - SESSION_TABLES):
+                message = f"{file}: [{foreign[0]}] belongs to the daemon, not to a session"
+                raise ConfigError(Reason(rule="config.session_table", value=foreign[0], message=message))
+            return tables
         if str(folder) in roots or folder.parent == folder:
             return {}
         folder = folder.parent

@@ -36,7 +36,6 @@ class Beginnings:
     parent: int
     memory_bytes: int | None = None
     warm_up: str = ""
-    umask: int | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -61,8 +60,6 @@ def begin(beginnings: Beginnings, reports: Connection) -> None:
     ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)  # without it workers outlive a killed parent (M13)
     if os.getppid() != beginnings.parent:  # it died before we had asked
         os._exit(1)
-    if beginnings.umask is not None:
-        os.umask(beginnings.umask)
     _warm(beginnings.warm_up)
     if beginnings.memory_bytes is not None:
         _, hard = resource.getrlimit(resource.RLIMIT_AS)

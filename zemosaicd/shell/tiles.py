@@ -1,0 +1,108 @@
+"""Phase 3 for one tile: tried until it is done, or its last try is spent (R4, F9, F10, F21)."""
+
+from __future__ import annotations
+
+from collections.abc import Awaitable, Callable
+from dataclasses import replace
+from functools import partial
+from typing import Any
+
+from zemosaicd.core.events import JobStarted, TileDone, TileFailed
+from zemosaicd.core.lifecycle import SessionState
+from zemosaicd.model import FrameId, Plan, Reason, TileSpec, ZemosaicdError
+from zemosaicd.model import TileFailed as NoTile
+from zemosaicd.shell import outputs
+from zemosaicd.shell.engine import Engine
+from zemosaicd.shell.executors import Job, Quarantined
+from zemosaicd.shell.layout import Layout
+from zemosaicd.shell.log import Logger
+from zemosaicd.shell.rebuild import Rebuilder
+from zemosaicd.shell.sessions import SessionConfigs
+from zemosaicd.shell.space import DiskGate
+from zemosaicd.work import jobs
+
+RunJob = Callable[[Job, int], Awaitable[Any]]
+"""Runs a job at a priority (lower first) within the configured time."""
+
+FRAMES_FIRST, TILES_AFTER = 0, 1
+"""Priorities: a frame that arrives is not starved behind tiles (C7)."""
+
+MAX_INTERRUPTED = 5
+"""A job that was begun so often without an end is a poison job, or the power is; its tile becomes a hole (F21)."""
+
+
+class TileMaker:
+    """Makes master tiles for one engine."""
+
+    def __init__(
+        self,
+        engine: Engine,
+        run_job: RunJob,
+        configs: SessionConfigs,
+        layout: Layout,
+        gate: DiskGate,
+        caches: Rebuilder,
+        log: Logger,
+    ) -> None:
+        self._engine = engine
+        self._run = run_job
+        self._configs = configs
+        self._layout = layout
+        self._gate = gate
+        self._caches = caches
+        self._log = log
+
+    async def result(self, state: SessionState, plan: Plan, spec: TileSpec) -> TileDone | TileFailed:
+        """Tries a tile until it is done or its last try is spent; its caches are not released in between (R4)."""
+        session, revision, config = state.session, state.revision, self._configs.of(state)
+        output = self._layout.master_tile(session, spec.tile)
+        settings = self._configs.stack_settings(config)
+        reason = Reason(rule="interrupted", threshold=MAX_INTERRUPTED, message="begun too often without an end")
+        name = f"tile {spec.tile}"
+        first = state.attempts.get(name, 0) + 1
+        for attempt in range(first, min(first + config.tiles.attempts, MAX_INTERRUPTED + 1)):
+            await self._engine.record(JobStarted(session=session, revision=revision, job=name, attempt=attempt))
+            try:
+                without = await self._caches.ensure(state, [plan.frames[f] for f in spec.frames])
+                self._refuse_empty(spec, without)
+                job = jobs.StackTile(
+                    plan_path=str(self._layout.plan_file(session, revision)),
+                    tile=spec.tile,
+                    without=tuple(without),
+                    output=str(output),
+                    settings=settings,
+                )
+                made = await self._gate.retrying(session, partial(self._run, job, TILES_AFTER))
+            except MemoryError:
+                message = "no memory for its band: lower tiles.memory_mb or raise executor.memory_mb"
+                reason = Reason(rule="out_of_memory", value=settings.band_budget_bytes, message=message)
+                settings = replace(settings, band_budget_bytes=settings.band_budget_bytes // 2)  # F10
+            except Quarantined as error:
+                return TileFailed(session=session, revision=revision, tile=spec.tile, reason=error.reason)
+            except ZemosaicdError as error:
+                reason = error.reason
+            except FileNotFoundError as error:  # a cache went while the tile was made: the next try makes it again
+                reason = Reason(rule="file_missing", value=str(error.filename), message=f"{error.filename} has gone")
+            except Exception as error:  # noqa: BLE001 - reported as this tile's failure
+                self._log.exception("internal_error", session=session, subject=name)
+                reason = Reason(rule="internal_error", value=type(error).__name__, message=str(error))
+            else:
+                outputs.log_notes(self._log, session, made.notes)
+                figures = {**made.figures, "seconds": made.seconds, "peak_rss_mb": made.peak_rss_mb, "without": without}
+                return TileDone(
+                    session=session,
+                    revision=revision,
+                    tile=spec.tile,
+                    path=str(output),
+                    frames_used=len(spec.frames) - len(without),
+                    figures=figures,
+                )
+            self._log.warning("tile_failed", session=session, tile=spec.tile, attempt=attempt, rule=reason.rule,
+                              reason=reason.message or reason.rule)  # fmt: skip
+        return TileFailed(session=session, revision=revision, tile=spec.tile, reason=reason)
+
+    def _refuse_empty(self, spec: TileSpec, without: list[FrameId]) -> None:
+        if len(without) == len(spec.frames):
+            self._log.error("mastertile_error_no_valid_images_from_cache", tile_id=spec.tile)
+            message = f"tile {spec.tile}: none of its {len(spec.frames)} caches could be had"
+            raise NoTile(Reason(rule="mastertile_error_no_valid_images_from_cache", message=message))
