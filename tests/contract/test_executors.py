@@ -11,8 +11,8 @@ from pathlib import Path
 import pytest
 
 from tests.fakejobs import Allocate, Echo, Fail, Hold, Note, Refuse, Surroundings
-from zemosaicd.model import Fatal, TileFailed
-from zemosaicd.shell.executors import Executor, ExecutorClosed, Inline, Pool
+from zemosaicd.model import TileFailed
+from zemosaicd.shell.executors import Executor, ExecutorClosed, Inline, Pool, WorkersCannotStart
 
 MAKERS: dict[str, Callable[[], Executor]] = {"inline": Inline, "pool": lambda: Pool(1)}
 
@@ -235,7 +235,7 @@ def test_workers_that_cannot_start_are_fatal() -> None:
 
     async def whole() -> None:
         pool = Pool(1, warm_up="tests.fakejobs:broken_warm_up")
-        with pytest.raises(Fatal, match="died before one of them could begin"):
+        with pytest.raises(WorkersCannotStart, match="died before one of them could begin"):
             await pool.start()
         await pool.aclose()
 

@@ -32,6 +32,7 @@ STEPS = {
         "os.rename master_tile_1.fits",
         "commit TileDone",
         "os.mkdir .staging-r1",
+        "os.rename .staging-r1/report.json",
         "os.rename .staging-r1/mosaic.fits /output",
         "commit MosaicPublished",
         "commit SessionCleaned",
@@ -45,12 +46,11 @@ STEPS = {
         "os.mkdir /output",
         "commit ArtefactMade",
         "os.rename .staging-r1/mosaic.fits",
-        "os.rename .staging-r1/report.json",
         "os.rename .staging-r1/preview.png /output",
         "os.rmdir caches",
     ),
 }
-"""Right before which step on disk a life is cut off, life after life."""
+"""Right before which step on disk a life is cut off, life after life; no tile or mosaic more than four times (F21)."""
 
 
 def place_with_night(root: Path, *settings: str) -> Place:

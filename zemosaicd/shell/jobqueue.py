@@ -57,7 +57,8 @@ class Executor(Protocol):
     async def run(self, job: Job, *, priority: int = 0, timeout_s: float | None = None) -> Any:
         """The result of the job, or whatever it raised. Jobs of a lower `priority` go first, then in order of arrival.
 
-        `timeout_s` counts from the job's own start. Raises ValueError for a job that pickles to 64 KiB or more, Quarantined, ExecutorClosed.
+        `timeout_s` counts from the job's own start. Raises ValueError for a job that pickles to 64 KiB or more,
+        Quarantined, ExecutorClosed.
         """
 
     async def aclose(self, drain_s: float = 0.0) -> None:
