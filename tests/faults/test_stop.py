@@ -73,6 +73,8 @@ def test_F12_a_job_that_does_not_end_is_abandoned_at_drain_s(place: Place) -> No
         assert time.monotonic() - asked < 0.5 + SLACK_S
         assert not Path(f"/proc/{pid}").exists()
         assert life.seen("daemon_draining")[0]["drain_s"] == 0.5
+    (state,) = place.sessions().values()
+    assert set(state.attempts.values()) == {0}  # an orderly stop is nobody's fault
     check_resume(place)
 
 

@@ -48,7 +48,7 @@ def oracle_hot(plane: np.ndarray, sigma: float) -> np.ndarray:
                 continue
             steps = ((-1, 0), (1, 0), (0, -1), (0, 1))
             rise = np.mean([plane[y + dy, x + dx] - np.median(around(y + dy, x + dx)) for dy, dx in steps])
-            hot[y, x] = rise < 0.25 * (plane[y, x] - np.median(eight))
+            hot[y, x] = rise < 0.10 * (plane[y, x] - np.median(eight)) + 0.6 * sigma
     return hot
 
 

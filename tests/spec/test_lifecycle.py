@@ -347,8 +347,8 @@ def test_P9_after_cleanup_only_outputs_and_logs_stay_on_the_manifest() -> None:
 
 
 def test_F21_attempts_are_counted_over_restarts_and_forgotten_with_the_revision() -> None:
-    """The highest number counts, whatever the order; a new revision starts at none."""
-    tries = [ev.JobStarted(session=S, revision=1, job="tile 1", attempt=n) for n in (2, 1)]
+    """The last number counts (an orderly stop takes one back, F12); a new revision starts at none."""
+    tries = [ev.JobStarted(session=S, revision=1, job="tile 1", attempt=n) for n in (1, 2, 3, 2)]
     assert state_after(*ONE_NIGHT[:9], *tries).attempts == {"tile 1": 2}
     assert state_after(*ONE_NIGHT, closed(2)).attempts == {}
 

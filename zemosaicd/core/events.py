@@ -88,7 +88,10 @@ class SessionPlanned(Event):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class JobStarted(Event):
-    """A job is about to run; counted before it starts, so that a poison job cannot crash us for ever (F21)."""
+    """A job is about to run; counted before it starts, so that a poison job cannot crash us for ever (F21).
+
+    An orderly stop takes its count back by the attempt before: it is nobody's fault (F12).
+    """
 
     revision: int
     job: str

@@ -179,7 +179,7 @@ def apply(state: SessionState, event: Event) -> None:
         case ArtefactMade():
             state.manifest[event.artefact.path] = event.artefact
         case JobStarted():
-            state.attempts[event.job] = max(event.attempt, state.attempts.get(event.job, 0))
+            state.attempts[event.job] = event.attempt
         case SessionClosed():
             _start_revision(state, event)
         case _:

@@ -48,7 +48,7 @@ from zemosaicd.shell.rebuild import Rebuilder
 from zemosaicd.shell.retention import clean_session
 from zemosaicd.shell.sessions import SessionConfigs
 from zemosaicd.shell.space import DiskGate, frame_bytes, still_needed_bytes
-from zemosaicd.shell.tiles import FRAMES_FIRST, MAX_INTERRUPTED, TILES_AFTER, RunJob, TileMaker
+from zemosaicd.shell.tiles import FRAMES_FIRST, MAX_INTERRUPTED, TILES_AFTER, RunJob, TileMaker, not_counted
 from zemosaicd.work import jobs, planfiles
 
 BAND_HALVINGS = 4
@@ -272,6 +272,9 @@ class Effects:
             if attempts > MAX_INTERRUPTED:
                 raise SessionFailed(Reason(rule="interrupted", value=attempts, threshold=MAX_INTERRUPTED))
             made, report, where = await self._gate.retrying(session, attempt)
+        except asyncio.CancelledError:
+            await not_counted(self._engine, session, revision, job_name, attempts)
+            raise
         except Exception as error:  # noqa: BLE001 - reported as the session's failure
             await self._fail(state, error)
             return

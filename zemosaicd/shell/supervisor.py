@@ -16,7 +16,6 @@ from collections.abc import Awaitable, Callable, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-import aiofiles
 import aiofiles.os
 
 from zemosaicd import codec
@@ -180,14 +179,18 @@ async def write_status(path: Path, status: DaemonStatus) -> None:
 
     Not fsynced: it is worth nothing after a power cut. Errors: OSError (the temporary file is removed).
     """
+    await aiofiles.os.wrap(_replace)(path, codec.dumps(status) + "\n")
+
+
+def _replace(path: Path, text: str) -> None:
+    """All of it in one thread: who is cancelled while it waits leaves no open file behind."""
     temporary = path.with_name(f".{path.name}.tmp")
     try:
-        async with aiofiles.open(temporary, "w", encoding="utf-8") as file:
-            await file.write(codec.dumps(status) + "\n")
-        await aiofiles.os.replace(temporary, path)
+        temporary.write_text(text, encoding="utf-8")
+        temporary.replace(path)
     except OSError:
         with contextlib.suppress(OSError):
-            await aiofiles.os.unlink(temporary)
+            temporary.unlink()
         raise
 
 

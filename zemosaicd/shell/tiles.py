@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import Awaitable, Callable
 from dataclasses import replace
 from functools import partial
@@ -29,6 +30,12 @@ FRAMES_FIRST, TILES_AFTER = 0, 1
 
 MAX_INTERRUPTED = 5
 """A job that was begun so often without an end is a poison job, or the power is; its tile becomes a hole (F21)."""
+
+
+async def not_counted(engine: Engine, session: str, revision: int, job: str, attempt: int) -> None:
+    """Takes an attempt back that an orderly stop cut off: five drained restarts make no hole (F12)."""
+    before = JobStarted(session=session, revision=revision, job=job, attempt=attempt - 1)
+    await asyncio.shield(engine.record(before))
 
 
 class TileMaker:
@@ -77,6 +84,9 @@ class TileMaker:
                 message = "no memory for its band: lower tiles.memory_mb or raise executor.memory_mb"
                 reason = Reason(rule="out_of_memory", value=settings.band_budget_bytes, message=message)
                 settings = replace(settings, band_budget_bytes=settings.band_budget_bytes // 2)  # F10
+            except asyncio.CancelledError:
+                await not_counted(self._engine, session, revision, name, attempt)
+                raise
             except Quarantined as error:
                 return TileFailed(session=session, revision=revision, tile=spec.tile, reason=error.reason)
             except ZemosaicdError as error:
