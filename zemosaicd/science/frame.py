@@ -46,8 +46,8 @@ def repair_hot_pixels(plane: NDArray[np.generic], bayer: bool) -> tuple[Float32,
     """Replace single hot pixels by the median of their neighbours of the same colour: (float32 (H, W) copy, count).
 
     Bayer: hot is 5 sigma above each of the 8 same-colour neighbours while the 4 adjacent pixels, each over its own
-    same-colour median, rise by less than 0.1 of it plus 0.6 sigma on average (a star lifts all colours). Mono: hot stands
-    more than 4 (max - median) + 6 sigma of its 8 neighbours above their median. sigma: from the median of
+    same-colour median, rise by less than 0.1 of it plus 0.6 sigma on average (a star lifts all colours). Mono: hot
+    stands more than 4 (max - median) + 6 sigma of its 8 neighbours above their median. sigma: from the median of
     |v(x) - v(x + 2)|. NaN stays NaN and is no neighbour.
     """
     source = np.ascontiguousarray(plane, np.float32)
