@@ -197,10 +197,12 @@ def _tell_outcomes(states: dict[str, SessionState], folder: str) -> int:
 
 
 def _status(options: argparse.Namespace) -> int:
+    from zemosaicd.shell.language import load_catalogue
     from zemosaicd.shell.layout import Layout
     from zemosaicd.shell.supervisor import read_status
 
     config = _load(options)
+    labels = load_catalogue(config.log.language)
     layout = Layout(state=Path(config.paths.state), output=Path(config.paths.output))
     status = read_status(layout.status)
     if status is None:
@@ -215,9 +217,12 @@ def _status(options: argparse.Namespace) -> int:
     for root in status.roots:
         _say(f"  folder {root.path}: {root.away or root.polling or 'watched'}")
     for session in status.sessions:
-        until = f" until {time.strftime('%H:%M:%S', time.localtime(session.until_s))}" if session.until_s else ""
+        until = (
+            f" until {time.strftime('%Y-%m-%d %H:%M:%S', time.localtime(session.until_s))}" if session.until_s else ""
+        )
         waits = f", waits for {session.waits_for}{until}" if session.waits_for else ""
-        _say(f"  session {session.id}: phase {session.phase or '-'}, {session.done} of {session.total}{waits}"
+        phase = labels.sentence(f"phase_label_{session.phase.replace('.', '_')}", {}) if session.phase else "-"
+        _say(f"  session {session.id}: {phase}, {session.done} of {session.total}{waits}"
              f" ({session.frames} frames, {session.rejected} rejected)")  # fmt: skip
     for held in status.held:
         _say(f"  waiting {held.path}: {held.reason}")
