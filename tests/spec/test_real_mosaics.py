@@ -282,3 +282,49 @@ def test_the_stack_changes_no_stars_colour(m27: Made, frames_dir: Path, blue: in
     assert abs(np.median(change)) < 0.1  # one number for all: apertures differ a little
     assert change.std() < 0.05
     assert np.abs(change - np.median(change)).max() < 0.2
+
+
+TYCHO_COLOURS = np.array(
+    [  # ra_deg, dec_deg, V, B-V (Johnson) of Tycho-2 (Høg et al. 2000), unsaturated stars of the field of M 27
+        (299.8366, 22.6144, 9.93, 0.42),
+        (299.7346, 22.7441, 10.14, 1.13),
+        (300.1777, 22.5749, 10.16, 1.50),
+        (299.7119, 22.7486, 10.30, 1.17),
+        (299.9288, 22.8791, 10.33, 0.04),
+        (299.7684, 22.7735, 10.51, 0.15),
+        (299.8414, 22.9249, 10.52, 0.41),
+        (299.8922, 22.5208, 10.59, 0.36),
+        (300.0983, 22.6509, 10.72, 0.53),
+        (300.1225, 22.5724, 10.74, 0.04),
+        (300.0625, 22.8643, 10.74, 0.31),
+        (300.0473, 22.8900, 10.88, 0.27),
+        (300.1591, 22.7018, 10.90, 0.99),
+        (300.1418, 22.6779, 10.91, 0.18),
+        (300.2121, 22.6267, 10.91, 0.50),
+        (300.0119, 22.5975, 10.93, 1.30),
+    ]
+)
+
+
+@pytest.mark.parametrize(("blue", "red"), [(2, 0), (2, 1), (1, 0)], ids=["B-R", "B-G", "G-R"])
+def test_star_colours_follow_the_literature(m27: Made, blue: int, red: int) -> None:
+    """M 27: a star's colour in the mosaic is, relative to the others, within 0.2 mag of what its Tycho B-V asks.
+
+    One straight line holds for all of them (the camera's passbands are not Johnson's). What a star may be off beyond
+    0.2 mag is the catalogue's own doubt: Tycho-2's errors of B and V (0.06 mag at 10, 0.16 at 12), three of them.
+    """
+    stars = find_stars(m27.picture[1], "", limit=600)
+    places = [sphere.sky_to_pixel(m27.wcs, sphere.direction(ra, dec)) for ra, dec in TYCHO_COLOURS[:, :2]]
+    assert all(place is not None for place in places)
+    away = np.array([np.hypot(place[0] - stars.x, place[1] - stars.y) for place in places if place is not None])
+    nearest = away.argmin(axis=1)
+    assert (away.min(axis=1) < 3.0).all()
+    flux = np.array([fluxes(p, stars.x[nearest], stars.y[nearest], 1.5 * shape(stars)[0])[0] for p in m27.picture])
+    _, _, v, colour = TYCHO_COLOURS.T
+    doubt = np.hypot(0.06 * 10 ** (0.21 * (v + colour - 10.0)), 0.06 * 10 ** (0.21 * (v - 10.0)))
+    seen = -2.5 * np.log10(flux[blue] / flux[red])
+    slope, start = np.polyfit(colour, seen, 1, w=1.0 / np.hypot(0.1, doubt))
+    off = np.abs(seen - start - slope * colour)
+    assert 0.3 < slope < 1.3
+    assert np.median(off) < 0.12
+    assert (off < 0.2 + 3.0 * slope * doubt).all(), off
