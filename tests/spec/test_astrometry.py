@@ -94,7 +94,7 @@ def solved(stars: StarList, hint: Hint) -> Solution | Unsolved:
 
 class TestPrecession:
     @given(ra=st.floats(0, 359.9), dec=st.floats(-89, 89), year=st.floats(1990, 2060))
-    @settings(max_examples=25, deadline=None)
+    @settings(max_examples=25)
     def test_agrees_with_astropy(self, ra: float, dec: float, year: float) -> None:
         """Coordinates of date come back to J2000 as astropy's FK5 (IAU 2006) has them, to 0.4\"."""
         of_date = SkyCoord(ra, dec, unit="deg", frame=FK5(equinox=f"J{year:.6f}"))
@@ -105,7 +105,7 @@ class TestPrecession:
 
 class TestOdds:
     @given(tried=st.integers(1, 300), share=st.floats(0, 1), chance=st.floats(1e-4, 0.5))
-    @settings(max_examples=100, deadline=None)
+    @settings(max_examples=100)
     def test_the_tail_is_the_binomial_one(self, tried: int, share: float, chance: float) -> None:
         """ln P(X >= h) agrees with scipy wherever scipy can say it."""
         hits = int(share * tried)

@@ -392,4 +392,4 @@ class Interleavings(RuleBasedStateMachine):
 
 
 TestInterleavings = Interleavings.TestCase
-TestInterleavings.settings = settings(max_examples=200, stateful_step_count=25, deadline=None)
+TestInterleavings.settings = settings(max_examples=200, stateful_step_count=25)

@@ -252,7 +252,7 @@ def arena() -> Iterator[Path]:
         yield Path(folder)
 
 
-@settings(max_examples=80, deadline=None)
+@settings(max_examples=80)
 @given(
     chosen=st.lists(st.tuples(st.sampled_from(list(PLACES)), st.integers(0, 3), st.booleans()), max_size=10),
     aliens=st.sets(st.tuples(st.sampled_from(FOLDERS), st.sampled_from(LOOK_ALIKES)), max_size=8),

@@ -190,4 +190,4 @@ class Phase7(RuleBasedStateMachine):
 
 
 TestPhase7 = Phase7.TestCase
-TestPhase7.settings = settings(max_examples=60, stateful_step_count=25, deadline=None)
+TestPhase7.settings = settings(max_examples=60, stateful_step_count=25)

@@ -63,7 +63,7 @@ KINDS = {**EVENTS, "Plan": Plan, "PreparedFrame": PreparedFrame, "PlanRequest": 
 def test_every_value_comes_back_as_it_was(name: str) -> None:
     """NaN, infinities, None, bytes, enum keys and filenames that are not UTF-8 (F5) survive in every event and plan."""
 
-    @settings(max_examples=12, deadline=None, database=None, suppress_health_check=list(HealthCheck))
+    @settings(max_examples=12, database=None, suppress_health_check=list(HealthCheck))
     @given(of(KINDS[name]))
     def round_trip(value: Any) -> None:
         text = codec.dumps(value)

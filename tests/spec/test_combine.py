@@ -84,7 +84,7 @@ def test_median_network_finds_the_middle() -> None:
 @given(
     n=st.integers(1, 9), channels=st.sampled_from([1, 3]), seed=st.integers(0, 999), average=st.sampled_from(Average)
 )
-@settings(max_examples=12, deadline=None)
+@settings(max_examples=12)
 def test_M5_every_band_height_gives_the_same_bits(
     method: Method, n: int, channels: int, seed: int, average: Average
 ) -> None:
@@ -107,7 +107,7 @@ def test_M5_every_band_height_gives_the_same_bits(
 
 
 @given(n=st.integers(3, 25), seed=st.integers(0, 999), k_low=st.floats(1.0, 4.0), k_high=st.floats(1.0, 4.0))
-@settings(max_examples=30, deadline=None)
+@settings(max_examples=30)
 def test_M6_kappa_sigma_equals_its_definition(n: int, seed: int, k_low: float, k_high: float) -> None:
     """Sample by sample the oracle keeps and rejects the same; mean, median, weight and rejected_pct follow."""
     samples, seen = messy(n, 9, 40, 3, seed)
@@ -152,7 +152,7 @@ def test_M6_one_or_two_frames_are_never_rejected(method: Method, n: int) -> None
 
 
 @given(n=st.integers(1, 12), channels=st.sampled_from([1, 3, 4]), seed=st.integers(0, 999), grow=st.booleans())
-@settings(max_examples=30, deadline=None)
+@settings(max_examples=30)
 def test_M6_auto_equals_its_definition(n: int, channels: int, seed: int, grow: bool) -> None:
     """The compiled default rule keeps and rejects sample by sample what its plain definition does."""
     samples, seen = messy(max(n, 2), 24, 30, channels, seed)

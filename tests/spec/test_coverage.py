@@ -23,7 +23,7 @@ def nearest_invalid(valid: np.ndarray) -> np.ndarray:
 
 
 @given(seed=st.integers(0, 9999), width=st.floats(0.0, 12.0))
-@settings(max_examples=25, deadline=None)
+@settings(max_examples=25)
 def test_edge_weight_follows_the_distance_to_the_nearest_edge(seed: int, width: float) -> None:
     """Every pixel with data weighs more than 0, every other 0; the weight is the feather of the exact distance."""
     valid = np.random.default_rng(seed).random(SHAPE) > 0.05

@@ -128,7 +128,7 @@ def test_cards_of_every_shape_are_read(tmp_path: Path) -> None:
 
 
 @given(st.binary(max_size=400))
-@settings(max_examples=200, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(max_examples=200, suppress_health_check=[HealthCheck.function_scoped_fixture])
 def test_F16_any_bytes_after_the_first_card_raise_only_our_errors(tmp_path: Path, noise: bytes) -> None:
     """Whatever lies in a header, reading it gives a header, Rejected or Incomplete."""
     path = tmp_path / "noise.fits"

@@ -120,7 +120,7 @@ class TestHotPixels:
 
 class TestPlanes:
     @given(arrays(np.float32, (6, 8), elements=st.floats(0, 60000, width=32)))
-    @settings(max_examples=30, deadline=None)
+    @settings(max_examples=30)
     def test_luminance_is_the_mean_of_each_2x2_block(self, plane: np.ndarray) -> None:
         """At [y, x] stands the mean of the 2x2 block that starts there."""
         blocks = (plane[:-1, :-1] + plane[:-1, 1:] + plane[1:, :-1] + plane[1:, 1:]) / 4

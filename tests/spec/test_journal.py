@@ -273,7 +273,7 @@ def test_F15_a_journal_that_cannot_be_written_is_refused(path: Path) -> None:
         Journal.open(path)
 
 
-@settings(max_examples=150, deadline=None)
+@settings(max_examples=150)
 @given(place=st.integers(0, 2**31), bit=st.integers(0, 7))
 def test_F15_a_flipped_bit_never_becomes_a_fact(tmp_path_factory: pytest.TempPathFactory, place: int, bit: int) -> None:
     """Any bit of the database flipped: either the journal is refused, or its events are what was written."""

@@ -573,7 +573,7 @@ class Nights(RuleBasedStateMachine):
 
 TestH_any_order_of_events_and_crashes = Nights.TestCase
 TestH_any_order_of_events_and_crashes.settings = settings(
-    max_examples=200, stateful_step_count=40, deadline=None, suppress_health_check=list(HealthCheck)
+    max_examples=200, stateful_step_count=40, suppress_health_check=list(HealthCheck)
 )
 
 

@@ -61,7 +61,7 @@ def seen(grid: Grid, frame: FramePlan) -> bool:
 @given(
     nights(), st.sampled_from([0, 1, 2, 3]), st.integers(0, 2), st.integers(1, 2), st.sampled_from(["auto", "north"])
 )
-@settings(max_examples=150, deadline=None)
+@settings(max_examples=150)
 def test_C3_C7_the_plan_keeps_its_promises(
     frames: list[FramePlan], cap: int, overlap: int, least: int, orientation: str
 ) -> None:
@@ -183,7 +183,7 @@ def test_a_frame_without_measured_stars_is_never_the_reference(order: tuple[int,
 
 
 @given(st.integers(1, 300), st.integers(0, 60), st.integers(0, 70))
-@settings(max_examples=300, deadline=None)
+@settings(max_examples=300)
 def test_R8_batches_cover_and_overlap(count: int, cap: int, overlap: int) -> None:
     """Every frame is in a batch, none is over the cap, neighbours share the frames asked for, and sizes are even."""
     ranges = batches(count, cap, overlap)
@@ -309,7 +309,7 @@ def test_the_lattice_lies_along_the_least_rectangle(turn_deg: float, dec_deg: fl
 
 
 @given(st.lists(st.tuples(st.integers(-300, 300), st.integers(-300, 300)), min_size=1, max_size=6), st.floats(0, 180))
-@settings(max_examples=40, deadline=None)
+@settings(max_examples=40)
 def test_the_lattice_lies_along_the_least_rectangle_of_any_field(steps: list[tuple[int, int]], turn: float) -> None:
     """Random pointings and orientations, against brute force in steps of half a degree."""
     base = values.wcs_at(10.0, 40.0)
@@ -386,7 +386,7 @@ def deep(count: int, bayer: str = "") -> TileSpec:
 
 
 @given(st.integers(1, 40), st.integers(1, 40), st.booleans())
-@settings(max_examples=25, deadline=None)
+@settings(max_examples=25)
 def test_M5_estimates_grow_with_the_work(few: int, more: int, colour: bool) -> None:
     """Disk and memory are positive, and do not shrink when frames are added or planes are."""
     few, more = min(few, more), max(few, more)
@@ -405,7 +405,7 @@ def test_M5_disk_grows_with_batches() -> None:
 
 
 @given(st.integers(1, 2000), st.integers(0, 20_000_000), st.sampled_from(["", "GRBG"]))
-@settings(max_examples=100, deadline=None)
+@settings(max_examples=100)
 def test_M5_a_band_with_its_halo_stays_within_the_budget(count: int, budget: int, bayer: str) -> None:
     """Samples and masks of a band, and of the halo that goes with it, fit, down to the least window there is."""
     tile = deep(count, bayer)

@@ -51,7 +51,7 @@ def test_mono_equals_its_definition() -> None:
 
 
 @given(dx=st.integers(-30, 30), dy=st.integers(-30, 30), rounding=st.floats(-1e-10, 1e-10))
-@settings(max_examples=30, deadline=None)
+@settings(max_examples=30)
 def test_whole_pixel_shift_passes_values_through(dx: int, dy: int, rounding: float) -> None:
     """Images on one lattice are placed exactly, up to their borders, whatever rounding the matrix carries."""
     plane = noise_plane(18, 22)
@@ -68,7 +68,7 @@ def test_whole_pixel_shift_passes_values_through(dx: int, dy: int, rounding: flo
     angle=st.floats(-180.0, 180.0), dx=st.floats(-20.0, 60.0), dy=st.floats(-20.0, 60.0),
     step=st.sampled_from([1, 7, 64, 97]),
 )  # fmt: skip
-@settings(max_examples=25, deadline=None)
+@settings(max_examples=25)
 def test_M5_bands_and_slabs_have_the_bits_of_the_whole(
     bayer: str, angle: float, dx: float, dy: float, step: int
 ) -> None:

@@ -54,7 +54,7 @@ def test_a_homography_equals_the_way_over_the_sky(place: tuple[float, float]) ->
 
 
 @given(RA, DEC, RA, DEC)
-@settings(max_examples=100, deadline=None)
+@settings(max_examples=100)
 def test_separations_agree_with_astropy(ra: float, dec: float, ra2: float, dec2: float) -> None:
     """Any two places, near or far."""
     ours = sphere.separation_deg(sphere.direction(ra, dec), sphere.direction(ra2, dec2))
@@ -71,7 +71,7 @@ def test_small_separations_keep_their_digits() -> None:
 
 
 @given(RA, DEC)
-@settings(max_examples=100, deadline=None)
+@settings(max_examples=100)
 def test_directions_and_positions_are_inverse(ra: float, dec: float) -> None:
     """RA comes back in [0, 360), whatever the place."""
     back = sphere.position(sphere.direction(ra, dec))
@@ -101,7 +101,7 @@ def test_the_far_side_has_no_pixel() -> None:
 
 
 @given(st.lists(st.floats(-3, 3), min_size=9, max_size=9))
-@settings(max_examples=100, deadline=None)
+@settings(max_examples=100)
 def test_inverse_is_the_inverse_or_says_that_there_is_none(numbers: list[float]) -> None:
     """Any 3x3 matrix that is not nearly singular, against numpy; a singular one is a ValueError."""
     m = np.array(numbers).reshape(3, 3)

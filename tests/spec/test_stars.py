@@ -156,7 +156,7 @@ def test_C7_the_same_frame_gives_the_same_bytes() -> None:
 
 
 @given(st.integers(0, 700), st.integers(0, 2**32 - 1))
-@settings(max_examples=20, deadline=None)
+@settings(max_examples=20)
 def test_lists_come_back_from_bytes_as_they_were(count: int, seed: int) -> None:
     """to_bytes and from_bytes are inverse; 24 bytes a star (600 stars fit a small message)."""
     values = np.random.default_rng(seed).uniform(0, 5000, (6, count)).astype(np.float32)
