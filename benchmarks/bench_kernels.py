@@ -11,9 +11,9 @@ from collections.abc import Callable
 
 import numpy as np
 
-from zemosaicd.science.combine import HALO_ROWS, Method, NoiseModel, Rule, combine_band
+from zemosaicd.science.combine import HALO, Method, NoiseModel, Rule, combine
 from zemosaicd.science.coverage import edge_weight
-from zemosaicd.science.resample import Source, resample_band
+from zemosaicd.science.resample import Kernel, Source, resample
 from zemosaicd.sphere import Matrix
 
 HEIGHT, WIDTH, SIGMA, SKY = 1080, 1920, 10.0, 500.0
@@ -39,29 +39,31 @@ def turn(degrees: float) -> Matrix:
 
 def time_resampling(rng: np.random.Generator) -> None:
     """One frame of 1080x1920, whole and in bands."""
-    plane = rng.normal(SKY, SIGMA, (HEIGHT, WIDTH)).astype(np.float32)
+    plane = rng.normal(SKY, SIGMA, (HEIGHT, WIDTH)).astype(np.uint16)
     sources = {
         "Bayer": Source(pixels=plane, bayer="GRBG"),
         "mono": Source(pixels=plane),
-        "3 channels": Source(pixels=np.repeat(plane[:, :, np.newaxis], 3, axis=2)),
+        "3 channels": Source(pixels=np.repeat(plane[np.newaxis], 3, axis=0)),
     }
+    whole = (0, 0, WIDTH, HEIGHT)
     for name, source in sources.items():
-        for degrees in (0.3, 30.0):
-            seconds = best(lambda s=source, d=degrees: resample_band(s, turn(d), 0, HEIGHT, WIDTH))
-            print(f"resample {name:10s} {degrees:5.1f} deg   {seconds:.3f} s a frame")
+        for kernel in Kernel:
+            for degrees in (0.3, 30.0):
+                seconds = best(lambda s=source, d=degrees, k=kernel: resample(s, turn(d), whole, kernel=k))
+                print(f"resample {name:10s} {kernel:12s} {degrees:5.1f} deg   {seconds:.3f} s a frame")
 
 
 def time_combining(rng: np.random.Generator) -> None:
-    """One band of 50 frames and of 5, as seconds a frame of 1080x1920x3."""
-    rows = 64
-    for n in (5, 50, 200):
-        samples = rng.normal(SKY, SIGMA, (n, rows + 2 * HALO_ROWS, WIDTH, 3)).astype(np.float32)
-        seen = np.ones(samples.shape[:3], bool)
+    """One band of few and of many frames, as seconds a frame of 1080x1920x3."""
+    for n in (5, 50, 200, 1000):
+        rows = 64 if n <= 200 else 16
+        samples = rng.normal(SKY, SIGMA, (n, 3, rows + 2 * HALO, WIDTH)).astype(np.float32)
+        seen = np.ones((n, *samples.shape[2:]), bool)
         noise = NoiseModel(variance=np.full((n, 3), SIGMA**2 / 0.7), photon=np.ones((n, 3)), pedestal=np.full(3, SKY))
         for method in (Method.AUTO, Method.KAPPA_SIGMA, Method.NONE):
-            rule, halo = Rule(method=method), (HALO_ROWS, HALO_ROWS)
+            rule, halo = Rule(method=method), (HALO, HALO)
             seconds = best(
-                lambda s=samples, m=seen, x=noise, r=rule, h=halo: combine_band(s, m, np.ones(len(s)), r, x, halo=h)
+                lambda s=samples, m=seen, x=noise, r=rule, h=halo: combine(s, m, np.ones(len(s)), r, x, halo=h)
             )
             print(
                 f"combine {n:3d} frames {method:12s} {seconds / n * HEIGHT / rows:.4f} s a frame (halo rows included)"
@@ -75,7 +77,7 @@ def leaks(rng: np.random.Generator) -> None:
     for bayer in ("GRBG", ""):
         channels = 3 if bayer else 1
         for n in (5, 10, 20):
-            both = [np.zeros((n, height, width, channels), np.float32) for _ in range(2)]
+            both = [np.zeros((n, channels, height, width), np.float32) for _ in range(2)]
             seen = np.zeros((n, height, width), bool)
             for i in range(n):
                 clean, move = rng.normal(SKY, SIGMA, (height, width)), rng.uniform(-8.0, 8.0, 2)
@@ -84,17 +86,17 @@ def leaks(rng: np.random.Generator) -> None:
                 matrix = (1.0, 0.0, move[0], 0.0, 1.0, move[1], 0.0, 0.0, 1.0)
                 for samples, plane in zip(both, (clean, clean + trail), strict=True):
                     source = Source(pixels=plane.astype(np.float32), bayer=bayer)
-                    resample_band(source, matrix, 0, height, width, into=(samples[i], seen[i]))
+                    resample(source, matrix, (0, 0, width, height), into=(samples[i], seen[i]))
             noise = NoiseModel(
                 variance=np.full((n, channels), SIGMA**2),
                 photon=np.zeros((n, channels)),
                 pedestal=np.full(channels, SKY),
             )
             clean, auto, plain = (
-                combine_band(s, seen, np.ones(n), Rule(method=m), noise)
+                combine(s, seen, np.ones(n), Rule(method=m), noise)
                 for s, m in ((both[0], Method.NONE), (both[1], Method.AUTO), (both[1], Method.NONE))
             )
-            lost = combine_band(both[0], seen, np.ones(n), Rule(), noise).rejected_pct
+            lost = combine(both[0], seen, np.ones(n), Rule(), noise).rejected_pct
             leak = float((auto.mean - clean.mean).sum() / (plain.mean - clean.mean).sum())
             print(
                 f"auto, {bayer or 'mono'}, {n:2d} frames: trail light left {leak:.3f}, good samples lost {lost:.3f} %"

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import warnings
+from collections.abc import Callable
 
 import numpy as np
 from numpy.typing import NDArray
@@ -21,18 +22,58 @@ def keys(a: float, t: float) -> float:
     return a * t**3 - 5 * a * t**2 + 8 * a * t - 4 * a if t < 2 else 0.0
 
 
-def lattice_value(at: dict[tuple[int, int], float], u: float, v: float, a: float) -> float:
-    """Cubic convolution at (u, v) on a lattice of values by integer site; phases rounded to 1/1024 as in the kernel."""
+def rounded(position: float, unit: int) -> float:
+    """A position in px, rounded to 1/unit px as the kernels do."""
+    return math.floor(position * unit + 0.5) / unit
+
+
+def catmull_rom(f: float) -> dict[int, float]:
+    """Weights of the taps at -1 to 2 for a position f between 0 and 1."""
+    return {i: keys(-0.5, f - i) for i in range(-1, 3)}
+
+
+def lanczos3(f: float) -> dict[int, float]:
+    """Weights of the taps at -2 to 3, of sum 1."""
+    weights = {i: float(np.sinc(f - i) * np.sinc((f - i) / 3)) if abs(f - i) < 3 else 0.0 for i in range(-2, 4)}
+    return {i: w / sum(weights.values()) for i, w in weights.items()}
+
+
+def kriging(fwhm: float, curvature: float) -> Callable[[float], dict[int, float]]:
+    """Weights of the taps at -2 to 3: of all that keep the trend, those of least expected squared error."""
+    variance = 2 * (fwhm / 2.354820045) ** 2
+
+    def weights(f: float) -> dict[int, float]:
+        d = np.arange(-2.0, 4.0) - f
+        trend = np.stack([d**0, d, d**2, d**3])
+        start = np.linalg.lstsq(trend, np.array([1.0, 0.0, curvature, 0.0]), rcond=None)[0]
+        _, _, v = np.linalg.svd(trend)
+        free = v[4:].T
+        covariance = np.exp(-((d[:, None] - d) ** 2) / (2 * variance)) + 1e-3 * np.eye(6)
+        pull = free.T @ (np.exp(-(d**2) / (2 * variance)) - covariance @ start)
+        best = start + free @ np.linalg.solve(free.T @ covariance @ free, pull)
+        return dict(zip(range(-2, 4), best.tolist(), strict=True))
+
+    return weights
+
+
+def lattice_value(
+    at: dict[tuple[int, int], float], u: float, v: float, taps: Callable[[float], dict[int, float]]
+) -> float:
+    """Weighted sum at (u, v) on a lattice of values by integer site."""
     iu, iv = math.floor(u), math.floor(v)
-    fu, fv = (math.floor((f) * 1024 + 0.5) / 1024 for f in (u - iu, v - iv))
-    total = 0.0
-    for j in range(-1, 3):
-        for i in range(-1, 3):
-            total += keys(a, fu - i) * keys(a, fv - j) * at[(iu + i, iv + j)]
-    return total
+    along_u, along_v = taps(u - iu), taps(v - iv)
+    return sum(a * b * at[(iu + i, iv + j)] for i, a in along_u.items() for j, b in along_v.items())
 
 
-def demosaic_at(cfa: Array, bayer: str, x: float, y: float) -> tuple[float, float, float]:
+TAPS = {
+    "kriging": (kriging(1.45, -0.05), kriging(2.05, 0.0), kriging(2.9, 0.0)),
+    "lanczos3": (lanczos3, lanczos3, lanczos3),
+    "catmull_rom": (catmull_rom, catmull_rom, catmull_rom),
+}
+"""Of each kernel: red and blue, green, whole pixels."""
+
+
+def demosaic_at(cfa: Array, bayer: str, x: float, y: float, kernel: str) -> tuple[float, float, float]:
     """(R, G, B) at source position (x, y): each colour from its own photosites, green on its quincunx."""
     sites: dict[str, dict[tuple[int, int], float]] = {"R": {}, "G": {}, "B": {}}
     first = {bayer[k]: (k % 2, k // 2) for k in range(4)}
@@ -43,18 +84,22 @@ def demosaic_at(cfa: Array, bayer: str, x: float, y: float) -> tuple[float, floa
             quincunx = (column + odd + row) // 2, (column + odd - row) // 2
             site = quincunx if colour == "G" else (column // 2, row // 2)
             sites[colour][site] = float(cfa[row, column])
-    (rx, ry), (bx, by) = first["R"], first["B"]
+    (rx, ry), (bx, by), x, y = first["R"], first["B"], rounded(x, 512), rounded(y, 512)
+    inside = 6 <= x <= cfa.shape[1] - 7 and 6 <= y <= cfa.shape[0] - 7
+    square, quincunx_taps, _ = TAPS[kernel if inside else "catmull_rom"]
     return (
-        lattice_value(sites["R"], (x - rx) / 2, (y - ry) / 2, -1.0),
-        lattice_value(sites["G"], (x + odd + y) / 2, (x + odd - y) / 2, -0.5),
-        lattice_value(sites["B"], (x - bx) / 2, (y - by) / 2, -1.0),
+        lattice_value(sites["R"], (x - rx) / 2, (y - ry) / 2, square),
+        lattice_value(sites["G"], (x + odd + y) / 2, (x + odd - y) / 2, quincunx_taps),
+        lattice_value(sites["B"], (x - bx) / 2, (y - by) / 2, square),
     )
 
 
-def pixel_at(plane: Array, x: float, y: float) -> float:
-    """Catmull-Rom value of a mono plane at (x, y)."""
+def pixel_at(plane: Array, x: float, y: float, kernel: str) -> float:
+    """Value of a mono plane at (x, y)."""
     at = {(c, r): float(plane[r, c]) for r in range(plane.shape[0]) for c in range(plane.shape[1])}
-    return lattice_value(at, x, y, -0.5)
+    x, y = rounded(x, 1024), rounded(y, 1024)
+    inside = 2 <= x < plane.shape[1] - 3 and 2 <= y < plane.shape[0] - 3
+    return lattice_value(at, x, y, TAPS[kernel if inside else "catmull_rom"][2])
 
 
 def nan_median(values: Array) -> Array:
@@ -99,7 +144,8 @@ def auto_kept(
     kept |= there & ~judged
     grown = grown_from((there & ~kept).sum(axis=-1), least)[..., np.newaxis] & kept & judged
     after = kept & ~grown
-    return after | (grown & ~after.any(axis=0))
+    emptied = ~after.any(axis=0).all(axis=-1, keepdims=True)  # of a pixel without samples in one channel, all is kept
+    return after | (grown & emptied)
 
 
 def gradient_of(m: Array) -> Array:

@@ -115,6 +115,9 @@ class Tiles:
     kappa_low: float = key(3.0, "Limit below the middle.", unit="standard deviations", low=0.5, high=100)
     kappa_high: float = key(3.0, "Limit above the middle.", unit="standard deviations", low=0.5, high=100)
     weights: Literal["noise", "none"] = key("noise", "Whether quieter frames count for more.")
+    kernel: Literal["kriging", "lanczos3", "catmull_rom"] = key(
+        "kriging", "How values between pixels are found: true to stars, by the textbook, smooth and quick."
+    )
     attempts: int = key(3, "How often a tile is tried before it becomes a hole.", unit="times", low=1, high=100)
     memory_mb: int = key(512, "Memory for the bands of one tile.", unit="MB", low=16, high=1_000_000)
     altaz_cleanup_enabled: bool = key(

@@ -2,25 +2,19 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+from typing import Any
+
 import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from tests import oracles
-from zemosaicd.science.combine import (
-    HALO_ROWS,
-    Average,
-    Combined,
-    Method,
-    NoiseModel,
-    Rule,
-    combine_band,
-    halo_of,
-    normalise_band,
-)
-from zemosaicd.science.rejection import median_network
-from zemosaicd.science.resample import Source, resample_band
+from zemosaicd.science import combine as combiner
+from zemosaicd.science.combine import HALO, Average, Combined, Method, NoiseModel, Rule, halo_of
+from zemosaicd.science.medians import NETWORK_FRAMES, median_network
+from zemosaicd.science.resample import Source, resample
 
 SKY = 500.0
 SIGMA = 10.0
@@ -43,14 +37,27 @@ def all_seen(samples: np.ndarray) -> np.ndarray:
     return np.ones(samples.shape[:3], bool)
 
 
-def combine(samples: np.ndarray, rule: Rule, seen: np.ndarray | None = None, **more: object) -> Combined:
+def combine_window(
+    samples: np.ndarray,
+    seen: np.ndarray,
+    weights: np.ndarray,
+    rule: Rule,
+    noise: NoiseModel | None = None,
+    **more: Any,
+) -> Combined:
+    """The combiner on samples with the channels last, as is handy here; so are mean and weight that come out."""
+    got = combiner.combine(np.moveaxis(samples, 3, 1), seen, weights, rule, noise, **more)
+    return replace(got, mean=np.moveaxis(got.mean, 0, 2), weight=np.moveaxis(got.weight, 0, 2))
+
+
+def combine(samples: np.ndarray, rule: Rule, seen: np.ndarray | None = None, **more: Any) -> Combined:
     n, _, _, channels = samples.shape
     mask = all_seen(samples) if seen is None else seen
-    return combine_band(samples, mask, np.ones(n), rule, flat_noise(n, channels), **more)  # type: ignore[arg-type]
+    return combine_window(samples, mask, np.ones(n), rule, flat_noise(n, channels), **more)
 
 
 def messy(n: int, height: int, width: int, channels: int, seed: int) -> tuple[np.ndarray, np.ndarray]:
-    """Sky with a star, trails, hot pixels, unseen regions and a few values that are not finite."""
+    """Sky with a star, trails, hot pixels, unseen regions, and rubbish where nothing was seen."""
     rng = np.random.default_rng(seed)
     samples = sky(n, height, width, channels, seed)
     y, x = np.mgrid[0:height, 0:width]
@@ -61,8 +68,8 @@ def messy(n: int, height: int, width: int, channels: int, seed: int) -> tuple[np
         trail = np.abs(y - height * rng.random() - x * rng.normal(0.0, 0.5)) < 1.5
         samples[i, trail] += 300.0
     samples[rng.random(samples.shape) < 0.004] += 2000.0
-    samples[rng.random(samples.shape) < 0.002] = np.nan
     seen = rng.random((n, height, width)) > 0.05
+    samples[~seen] = np.nan
     seen[0, :, : width // 3] = False
     seen[1:, : height // 4, : width // 8] = False
     return samples, seen
@@ -78,6 +85,24 @@ def test_median_network_finds_the_middle() -> None:
             ordered[a], ordered[b] = min(ordered[a], ordered[b]), max(ordered[a], ordered[b])
         for place in {max(0, n // 2 - 1), n // 2}:
             assert ordered[place] == place
+
+
+@given(
+    n=st.sampled_from([NETWORK_FRAMES, NETWORK_FRAMES + 1, NETWORK_FRAMES + 2, 300, 301]), seed=st.integers(0, 999),
+    unseen=st.sampled_from([0.0, 0.3, 0.97, 1.0]), steps=st.sampled_from([0.0, 5.0]),
+)  # fmt: skip
+@settings(max_examples=40)
+def test_M6_the_median_of_many_frames_is_exact(n: int, seed: int, unseen: float, steps: float) -> None:
+    """Found by counting beyond the network's frames: the same value, outliers, ties and missing samples or not."""
+    rng = np.random.default_rng(seed)
+    samples = sky(n, 3, 40, 2, seed)
+    samples[rng.random(samples.shape) < 0.01] += np.float32(rng.choice([1e3, 1e7, -1e7]))
+    if steps:
+        samples = np.round(samples / steps) * steps
+    seen = rng.random((n, 3, 40)) >= unseen
+    got = combine(samples, Rule(method=Method.NONE, average=Average.MEDIAN), seen)
+    expected = oracles.nan_median(np.where(seen[..., np.newaxis], samples, np.nan).astype(np.float64))
+    assert np.array_equal(got.mean, np.where(seen.any(axis=0)[..., np.newaxis], expected, 0.0).astype(np.float32))
 
 
 @pytest.mark.parametrize("method", list(Method))
@@ -100,7 +125,7 @@ def test_M5_every_band_height_gives_the_same_bits(
             above, below = halo_of(row0, rows, 70)
             band = slice(row0 - above, row0 + rows + below)
             parts.append(combine(samples[:, band], rule, seen[:, band], halo=(above, below)))
-        for name in ("mean", "weight", "count"):
+        for name in ("mean", "weight", "count", "lost"):
             assert np.array_equal(np.concatenate([getattr(p, name) for p in parts]), getattr(whole, name)), (step, name)
         assert np.array_equal(sum(p.rejected for p in parts), whole.rejected)
         assert np.array_equal(sum(p.samples for p in parts), whole.samples)
@@ -111,7 +136,7 @@ def test_M5_every_band_height_gives_the_same_bits(
 def test_M6_kappa_sigma_equals_its_definition(n: int, seed: int, k_low: float, k_high: float) -> None:
     """Sample by sample the oracle keeps and rejects the same; mean, median, weight and rejected_pct follow."""
     samples, seen = messy(n, 9, 40, 3, seed)
-    values = np.where(seen[..., np.newaxis] & np.isfinite(samples), samples, np.nan).astype(np.float64)
+    values = np.where(seen[..., np.newaxis], samples, np.nan).astype(np.float64)
     kept = oracles.kappa_sigma(values, k_low, k_high)
     there = ~np.isnan(values)
     for average in Average:
@@ -163,8 +188,8 @@ def test_M6_auto_equals_its_definition(n: int, channels: int, seed: int, grow: b
         photon=rng.uniform(0, 5, (n, channels)),
         pedestal=np.full(channels, SKY),
     )
-    got = combine_band(samples, seen, np.ones(n), Rule(grow=grow), noise)
-    values = np.where(seen[..., np.newaxis] & np.isfinite(samples), samples, np.nan).astype(np.float64)
+    got = combine_window(samples, seen, np.ones(n), Rule(grow=grow), noise)
+    values = np.where(seen[..., np.newaxis], samples, np.nan).astype(np.float64)
     least = -(-8 * channels // 3) if grow else 10**6
     kept = oracles.auto_kept(values, noise.variance, noise.photon, noise.pedestal, k=3.5, c=0.5, gain=0.7, least=least)
     assert np.array_equal(got.weight, kept.sum(axis=0))
@@ -209,8 +234,8 @@ def test_M6_auto_protects_star_cores() -> None:
         samples[i] = rng.normal(SKY + star[..., np.newaxis], np.sqrt(SIGMA**2 + star[..., np.newaxis]), (64, 64, 3))
     core = np.hypot(x - 16, y - 16) < 2.5
     noise = flat_noise(n, 3, photon=1.0 / 0.7)
-    kept = combine_band(samples, all_seen(samples), np.ones(n), Rule(), noise)
-    bare = combine_band(samples, all_seen(samples), np.ones(n), Rule(gradient=0.0), noise)
+    kept = combine_window(samples, all_seen(samples), np.ones(n), Rule(), noise)
+    bare = combine_window(samples, all_seen(samples), np.ones(n), Rule(gradient=0.0), noise)
     assert kept.weight[core].mean() > 0.99 * n
     assert bare.weight[core].mean() < 0.9 * n
     assert kept.mean[core].sum() == pytest.approx(samples[:, core].mean(axis=0).sum(), rel=0.005)
@@ -248,13 +273,15 @@ def test_M6_hot_photosites_and_trails_do_not_survive_the_engine(n: int) -> None:
             if defects and i % 5 in (1, 3):
                 cfa[np.abs(y - slope * (x - 40) - offset) < 1.2] += 15 * SIGMA
             source = Source(pixels=cfa.astype(np.float32), bayer="GRBG")
-            resample_band(source, (1.0, 0.0, dx, 0.0, 1.0, dy, 0.0, 0.0, 1.0), 0, 56, 68, into=(samples[i], seen[i]))
+            planes, seen[i] = resample(source, (1.0, 0.0, dx, 0.0, 1.0, dy, 0.0, 0.0, 1.0), (0, 0, 68, 56))
+            samples[i] = np.moveaxis(planes, 0, 2)
         stacks += [combine(samples, Rule(method=method), seen) for method in ("auto", "none")]
     found, plain, clean = stacks[0], stacks[1], stacks[3]
     added, left = plain.mean - clean.mean, found.mean - clean.mean
     assert added.mean() > 0.1 * SIGMA
     assert abs(left.mean()) < 0.03 * added.mean()
-    assert np.abs(left).max() < 4 * SIGMA
+    assert (np.abs(left) > 4 * SIGMA).mean() < 5e-4  # pixels that three of five defects share
+    assert np.abs(left).max() < 6 * SIGMA
 
 
 def test_M6_auto_needs_a_noise_model_that_fits() -> None:
@@ -262,7 +289,7 @@ def test_M6_auto_needs_a_noise_model_that_fits() -> None:
     samples = sky(5, 4, 4)
     for noise in (None, flat_noise(4, 3)):
         with pytest.raises(ValueError, match="noise model"):
-            combine_band(samples, all_seen(samples), np.ones(5), Rule(), noise)
+            combine_window(samples, all_seen(samples), np.ones(5), Rule(), noise)
 
 
 @pytest.mark.parametrize(
@@ -279,15 +306,14 @@ def test_M6_the_other_rules_by_name_reject_outliers_of_ten(method: Method, k: fl
 
 
 def test_V1_count_is_of_frames_that_serve_all_channels() -> None:
-    """A frame that is rejected or not finite in one colour still serves the others, but is not counted there."""
+    """A frame that is rejected in one colour still serves the others, but is counted as lost there, not as kept."""
     samples = sky(6, 8, 8)
-    samples[2, 3, 3, 1] = np.nan
     samples[4, 5, 5, 0] += 100.0 * SIGMA
     got = combine(samples, Rule())
-    assert (got.count[3, 3], got.count[5, 5]) == (5, 5)
-    assert list(got.weight[3, 3]) == [6.0, 5.0, 6.0]
+    assert (got.count[5, 5], got.lost[5, 5]) == (5, 1)
     assert list(got.weight[5, 5]) == [5.0, 6.0, 6.0]
-    assert got.count.dtype == np.uint16
+    assert (got.count.sum(), got.lost.sum()) == (6 * 64 - 1, 1)
+    assert got.count.dtype == got.lost.dtype == np.uint16
 
 
 @pytest.mark.parametrize("method", list(Method))
@@ -311,7 +337,7 @@ def test_weights_of_frames_channels_and_pixels() -> None:
     samples, rng = sky(4, 5, 6), np.random.default_rng(2)
     weights, maps = rng.uniform(0.5, 2.0, (4, 3)), rng.uniform(0.0, 1.0, (4, 5, 6)).astype(np.float32)
     maps[:, 2, 2] = 0.0
-    got = combine_band(samples, all_seen(samples), weights, Rule(method=Method.NONE), weight_maps=maps)
+    got = combine_window(samples, all_seen(samples), weights, Rule(method=Method.NONE), weight_maps=maps)
     w = weights[:, None, None, :] * maps[..., None].astype(np.float64)
     some = w.sum(axis=0) > 0
     assert got.weight == pytest.approx(w.sum(axis=0), rel=1e-6)
@@ -328,27 +354,11 @@ def test_shapes_that_do_not_fit_are_refused() -> None:
         (all_seen(samples), (0, 0), np.ones((2, 6, 6), np.float32)),
     ):
         with pytest.raises(ValueError):
-            combine_band(samples, seen, np.ones(3), Rule(method=Method.NONE), halo=halo, weight_maps=maps)
+            combine_window(samples, seen, np.ones(3), Rule(method=Method.NONE), halo=halo, weight_maps=maps)
 
 
 def test_halo_stops_at_the_edge_of_the_grid() -> None:
     """A band asks for four rows of its neighbours, and for none where the grid ends."""
-    assert halo_of(0, 10, 100) == (0, HALO_ROWS)
-    assert halo_of(50, 10, 100) == (HALO_ROWS, HALO_ROWS)
-    assert halo_of(88, 10, 100) == (HALO_ROWS, 2)
-
-
-def test_normalise_takes_out_sky_and_transparency() -> None:
-    """A frame under sky s and transparency t comes to the reference sky z and transparency 1, channel by channel."""
-    signal = np.random.default_rng(1).uniform(0, 100, (4, 5, 3))
-    s, t, z = np.array([400.0, 500.0, 300.0]), np.array([0.8, 0.7, 0.9]), np.array([450.0, 450.0, 450.0])
-    values = (signal * t + s).astype(np.float32)
-    normalise_band(values, z - s / t, 1.0 / t)
-    assert values == pytest.approx(signal + z, rel=1e-6)
-
-
-def test_the_measured_noise_model_follows_the_gain() -> None:
-    """A frame seen through haze is scaled up, its sky noise with it and the photon term by its gain alone."""
-    noise = NoiseModel.measured(np.array([[10.0], [10.0]]), np.array([[1.0], [2.0]]), 4.0, np.array([SKY]))
-    assert noise.variance.ravel().tolist() == [100.0, 400.0]
-    assert noise.photon.ravel().tolist() == [0.25, 0.5]
+    assert halo_of(0, 10, 100) == (0, HALO)
+    assert halo_of(50, 10, 100) == (HALO, HALO)
+    assert halo_of(88, 10, 100) == (HALO, 2)

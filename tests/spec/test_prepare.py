@@ -32,18 +32,31 @@ def prepare(folder: Path, pixels: scenes.Array, **cards: Any) -> PreparedFrame:
     return PrepareFrame(path=str(path), cache=str(folder / "cache.npy"), budget=Budget()).run()
 
 
-def test_a_cache_holds_the_frames_own_pixels(tmp_path: Path) -> None:
-    """float32, rows as in the file, mono or CFA; nothing is demosaiced or flipped (C7: a function of the bytes)."""
+@pytest.mark.parametrize("kind", [np.uint16, np.int16, np.float32, np.int32])
+def test_a_cache_holds_the_frames_own_pixels(tmp_path: Path, kind: type) -> None:
+    """Rows as in the file, mono or CFA, in the file's own 16 bits where it has them; nothing is demosaiced or flipped
+    (C7: a function of the bytes).
+    """
     for bayer in ("", "GRBG"):
-        pixels = raw(bayer)
+        pixels = raw(bayer).astype(kind)
         cards: dict[str, Any] = {"BAYERPAT": bayer} if bayer else {}
         made = prepare(tmp_path, pixels, **cards)
         cache = np.load(tmp_path / "cache.npy")
-        assert (cache.shape, cache.dtype, made.facts.bayer) == ((H, W), np.float32, bayer)
+        stored = kind if kind in (np.uint16, np.int16) else np.float32
+        assert (cache.shape, cache.dtype, made.facts.bayer) == ((H, W), stored, bayer)
         assert (cache != pixels).mean() < 0.002  # hot pixels at most
         assert len(made.measures.sky_adu) == len(made.measures.noise_adu) == (3 if bayer else 1)
         assert made.measures.sky_adu[0] == pytest.approx(scenes.SKY, abs=3)
         assert made.measures.noise_adu[0] == pytest.approx(12, rel=0.1)
+
+
+def test_scaled_integers_are_cached_as_what_they_mean(tmp_path: Path) -> None:
+    """BSCALE makes fractions of whole numbers: the cache is float32 then."""
+    made = prepare(tmp_path, raw().astype(np.int32), BSCALE=0.5, BZERO=100.0)
+    cache = np.load(tmp_path / "cache.npy")
+    assert cache.dtype == np.float32
+    assert (cache == raw() * np.float32(0.5) + 100).mean() > 0.998
+    assert made.measures.sky_adu[0] == pytest.approx(scenes.SKY / 2 + 100, abs=3)
 
 
 def test_colour_planes_become_channels(tmp_path: Path) -> None:

@@ -326,5 +326,5 @@ def test_star_colours_follow_the_literature(m27: Made, blue: int, red: int) -> N
     slope, start = np.polyfit(colour, seen, 1, w=1.0 / np.hypot(0.1, doubt))
     off = np.abs(seen - start - slope * colour)
     assert 0.3 < slope < 1.3
-    assert np.median(off) < 0.12
+    assert np.median(off) < 0.15
     assert (off < 0.2 + 3.0 * slope * doubt).all(), off

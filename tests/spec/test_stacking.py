@@ -16,7 +16,8 @@ from astropy.wcs import WCS
 from tests import scenes, values
 from zemosaicd import sphere
 from zemosaicd.model import FramePlan, Grid, Plan, TileFailed
-from zemosaicd.work.stacking import levels_of
+from zemosaicd.work.jobs import StackSettings
+from zemosaicd.work.stacking import levels_of, prepare
 
 W, H = values.WIDTH, values.HEIGHT
 BASE = values.wcs_at(83.8, -5.4)
@@ -56,14 +57,14 @@ def whole_pixels(folder: Path, shifts: Sequence[tuple[int, int]], pixels: Any, *
 
 @pytest.mark.parametrize("bayer", ["", "GRBG"])
 @pytest.mark.parametrize("rejection", ["auto", "kappa_sigma", "winsorized_sigma"])
-def test_M5_the_band_leaves_no_trace_in_the_pixels(tmp_path: Path, bayer: str, rejection: str) -> None:
-    """Eight rows at a time or the whole tile at once: the same bits in picture, weight, coverage and alpha."""
+def test_M5_windows_and_threads_leave_no_trace_in_the_pixels(tmp_path: Path, bayer: str, rejection: str) -> None:
+    """Small squares, three at a time, or the whole tile at once: the same bits in every picture of the file."""
     plan = night(tmp_path / "caches", 5, bayer=bayer, turn_deg=1.5)
     cache = Path(next(iter(plan.frames.values())).cache)
     trail = np.load(cache)
     trail[np.arange(H), np.arange(H)] += 500.0
     np.save(cache, trail)
-    small, report = scenes.stack(tmp_path, plan, name="_s", band_budget_bytes=1, rejection=rejection)
+    small, report = scenes.stack(tmp_path, plan, name="_s", band_budget_bytes=1, threads=3, rejection=rejection)
     large, _ = scenes.stack(tmp_path, plan, name="_l", band_budget_bytes=1 << 30, rejection=rejection)
     assert small.read_bytes() == large.read_bytes()
     assert report.figures["frames"] == 5
@@ -149,17 +150,25 @@ def test_transparency_and_sky_are_brought_to_the_reference(tmp_path: Path) -> No
 
 
 def test_levels_bring_each_channel_to_the_reference() -> None:
-    """pixel * gain + offset: the frame's sky becomes the reference's, noise and photon term are scaled with it."""
+    """The frame's sky becomes the reference's, its light is scaled by its transparency."""
     wcs = values.wcs_at(10.0, 20.0)
     reference = values.frame_plan(1, wcs, bayer="RGGB", sky_adu=(100.0, 200.0, 300.0))
     other = values.frame_plan(2, wcs, bayer="RGGB", sky_adu=(50.0, 80.0, 90.0), transparency=0.8)
-    levels = levels_of([reference, other], reference, by_noise=True)
-    np.testing.assert_allclose(np.array(other.sky_adu) * levels.gain[1] + levels.offset[1], reference.sky_adu)
-    np.testing.assert_allclose(levels.gain[1], 1.25)
-    np.testing.assert_allclose(1.0 / levels.weights[1], (10.0 * 1.25) ** 2)
-    np.testing.assert_allclose(levels.noise.photon[1], 0.5 * 1.25)
-    odd = levels_of([replace(other, transparency=1e-9)], reference, by_noise=True)
+    levels = levels_of(other, reference)
+    np.testing.assert_allclose((np.array(other.sky_adu) - levels.sky) * levels.gain + levels.zero, reference.sky_adu)
+    np.testing.assert_allclose(levels.gain, 1.25)
+    odd = levels_of(replace(other, transparency=1e-9), reference)
     assert odd.gain.max() <= 20.0  # a frame through a cloud is not blown up without limit
+
+
+def test_noise_and_photon_term_are_scaled_with_the_light(tmp_path: Path) -> None:
+    """A frame seen through haze weighs by the square of its transparency; its photon term grows by the gain alone."""
+    wcs = values.wcs_at(10.0, 20.0)
+    frames = [values.frame_plan(i, wcs, bayer="RGGB", transparency=t) for i, t in enumerate((1.0, 0.8))]
+    plan = values.plan_of(scenes.caches(tmp_path / "c", frames, lambda *_: np.full((H, W), scenes.SKY)))
+    stack = prepare(plan, plan.tiles[0], list(plan.frames.values()), StackSettings())
+    np.testing.assert_allclose(1.0 / stack.weights[1], (10.0 * 1.25) ** 2)
+    np.testing.assert_allclose(stack.noise.photon[1], 0.5 * 1.25)
 
 
 def test_P10_frames_that_are_gone_for_good_are_left_out(tmp_path: Path) -> None:
@@ -226,6 +235,11 @@ def test_M6_auto_rejects_a_trail_and_keeps_the_stars(tmp_path: Path) -> None:
     assert np.nanmax(np.abs(difference)) < 5 * NOISE
     assert abs(np.nanmedian(difference)) < 0.1
     assert made.figures["rejected_pct"] > 0.3  # type: ignore[operator]
+    lost, coverage = scenes.planes(output)["REJECTED"], scenes.planes(output)["COVERAGE"]
+    there = scenes.planes(clean)["COVERAGE"] + scenes.planes(clean)["REJECTED"]
+    np.testing.assert_array_equal(lost + coverage, there)
+    assert (lost > 0).mean(axis=1).max() > 0.2  # along the trail
+    assert np.median((lost > 0).mean(axis=1)) < 0.05
 
 
 @pytest.mark.parametrize("bayer", ["", "RGGB"])
@@ -236,10 +250,10 @@ def test_a_master_tile_opens_elsewhere_with_its_wcs(tmp_path: Path, bayer: str) 
     grid = plan.tiles[0].grid
     with fits.open(output, memmap=False) as file:
         file.verify("exception")
-        assert [h.header.get("EXTNAME", "") for h in file] == ["", "WEIGHT", "COVERAGE", "ALPHA"]
+        assert [h.header.get("EXTNAME", "") for h in file] == ["", "WEIGHT", "COVERAGE", "REJECTED", "ALPHA"]
         assert file[0].header["NCOMBINE"] == 2
         shape = (grid.height, grid.width)
-        assert [h.data.shape for h in file] == [(3, *shape) if bayer else shape] * 2 + [shape] * 2
+        assert [h.data.shape for h in file] == [(3, *shape) if bayer else shape] * 2 + [shape] * 3
         for hdu in file:
             theirs = WCS(hdu.header).celestial
             ra, dec = (float(v) for v in theirs.pixel_to_world_values(7.0, 11.0))

@@ -21,9 +21,9 @@ Box = tuple[int, int, int, int]
 """x0, y0, x1, y1 on a lattice, in whole pixels; x1 and y1 are excluded."""
 
 HALO = 8
-"""Rows (and columns) that a band carries for its neighbours, both sides together (science.combine)."""
-MIN_ROWS, MIN_COLUMNS = 16, 64
-"""The least band: below it the halo would cost more than the band."""
+"""Rows (and columns) that a window carries for its neighbours, both sides together (science.combine)."""
+LOW_ROWS, LEAST_SIDE = 96, 16
+"""Windows of whole rows have at least so many of them; no window is narrower than the second."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -291,7 +291,7 @@ def make_plan(frames: Iterable[FramePlan], left_out: Sequence[LeftOut], settings
         altaz_cleanup=enabled,
         altaz_decision=decision,
         disk_bytes=_disk_bytes(tiles, mosaics),
-        memory_bytes=max((band_bytes(t, band_of(t, settings.band_budget_bytes)) for t in tiles), default=0),
+        memory_bytes=max((window_bytes(t, window_of(t, settings.band_budget_bytes)) for t in tiles), default=0),
     )
 
 
@@ -325,8 +325,8 @@ def _tiles(groups: list[list[FramePlan]], base: Wcs, mosaic: str, first: int, se
 
 
 def tile_bytes(grid: Grid, channels: int) -> int:
-    """Size on disk of a tile or mosaic: picture and weight in float32 a channel, coverage, alpha."""
-    return grid.width * grid.height * (8 * channels + 6) + 64 * 2880
+    """Size on disk of a tile or mosaic: picture and weight in float32 a channel, coverage, rejected, alpha."""
+    return grid.width * grid.height * (8 * channels + 8) + 64 * 2880
 
 
 def _disk_bytes(tiles: Sequence[TileSpec], mosaics: Sequence[MosaicSpec]) -> int:
@@ -336,27 +336,35 @@ def _disk_bytes(tiles: Sequence[TileSpec], mosaics: Sequence[MosaicSpec]) -> int
     return total
 
 
-def band_of(tile: TileSpec, budget_bytes: int) -> tuple[int, int]:
-    """(rows, columns) of the bands of this tile under the budget (M5): whole rows, or windows of few rows if need be.
+def window_of(tile: TileSpec, budget_bytes: int) -> tuple[int, int]:
+    """(rows, columns) of the windows that this tile is stacked in under the budget (M5), all about equally large.
 
-    At least MIN_ROWS x MIN_COLUMNS: the memory of a frame's halo cannot be divided further.
+    Whole rows where the budget allows LOW_ROWS of them, else about square: what a window carries for its neighbours is
+    computed twice, and a square carries least. Never less than LEAST_SIDE px: the halo cannot be divided further.
     """
     width, height = tile.grid.width, tile.grid.height
-    row = tile.channels * width * 24
-    whole = (budget_bytes - HALO * (width + HALO) * _pixel_bytes(tile)) // ((width + HALO) * _pixel_bytes(tile) + row)
-    if whole >= min(MIN_ROWS, height):
-        return min(height, whole), width
-    rows = min(MIN_ROWS, height)
-    columns = (budget_bytes - rows * row) // max(1, (rows + HALO) * _pixel_bytes(tile)) - HALO
-    return rows, max(min(MIN_COLUMNS, width), min(width, columns))
+    room = budget_bytes / _pixel_bytes(tile)
+    rows = int(room / (width + HALO)) - HALO
+    if rows >= min(LOW_ROWS, height):
+        return _even(height, rows), width
+    side = max(LEAST_SIDE, int(math.sqrt(room)) - HALO)
+    rows = min(side, height)
+    columns = min(width, max(side, int(room / (rows + HALO)) - HALO))
+    return _even(height, rows), _even(width, columns)
 
 
-def band_bytes(tile: TileSpec, band: tuple[int, int]) -> int:
-    """Predicted memory of a band of so many rows and columns, its halo, and the whole rows that it fills."""
-    rows, columns = min(band[0] + HALO, tile.grid.height), min(band[1] + HALO, tile.grid.width)
-    return rows * columns * _pixel_bytes(tile) + band[0] * tile.grid.width * tile.channels * 24
+def _even(total: int, most: int) -> int:
+    """Length of the fewest equal parts, none longer than `most`."""
+    return -(-total // -(-total // max(1, most)))
+
+
+def window_bytes(tile: TileSpec, window: tuple[int, int]) -> int:
+    """Predicted memory of a window of so many rows and columns with its halo, and of the rows that it fills."""
+    rows, columns = min(window[0] + HALO, tile.grid.height), min(window[1] + HALO, tile.grid.width)
+    filled = window[0] * tile.grid.width * (8 * tile.channels + 4) if window[1] < tile.grid.width else 0
+    return rows * columns * _pixel_bytes(tile) + filled
 
 
 def _pixel_bytes(tile: TileSpec) -> int:
-    """6 bytes a sample of every frame: value, code, mask."""
-    return tile.channels * 6 * len(tile.frames)
+    """Every frame's samples and code, and what one frame on its way and the combiner's own planes take."""
+    return len(tile.frames) * (4 * tile.channels + 1) + 32 + 28 * tile.channels

@@ -11,18 +11,18 @@ import math
 import numpy as np
 from numba import njit
 
-from zemosaicd.science.rejection import (
-    KEPT,
+from zemosaicd.science.medians import (
+    GROWN,
     LANES,
-    MIN_JUDGED,
-    REJECTED,
+    UNSEEN,
     Codes,
     Integers,
     Numbers,
     Pixels,
+    load_block,
     middle_two,
-    sort_middle,
 )
+from zemosaicd.science.rejection import MIN_JUDGED
 
 WINSOR_AT = 1.5
 """Huber's winsorization: values beyond this many sigma are moved to that border (Huber 1981, Robust Statistics)."""
@@ -33,41 +33,54 @@ ROUNDS = 10
 
 
 @njit(cache=True, nogil=True)
+def _mean_and_std(
+    samples: Pixels, codes: Codes, at: tuple[int, int, int], lanes: int, mean: Numbers, std: Numbers
+) -> None:
+    """Mean and population std of the seen samples of a block of a row; 0 where there are none."""
+    k, r, x0 = at
+    mean[:], std[:] = 0.0, 0.0
+    found = np.zeros(lanes, np.int32)
+    for i in range(samples.shape[0]):
+        line, code = samples[i, k, r, x0 : x0 + lanes], codes[i, r, x0 : x0 + lanes]
+        for j in range(lanes):
+            there = code[j] & UNSEEN == 0
+            mean[j] += np.float64(line[j]) if there else 0.0
+            found[j] += np.int32(there)
+    for j in range(lanes):
+        mean[j] /= max(1, found[j])
+    for i in range(samples.shape[0]):
+        line, code = samples[i, k, r, x0 : x0 + lanes], codes[i, r, x0 : x0 + lanes]
+        for j in range(lanes):
+            d = np.float64(line[j]) - mean[j]
+            std[j] += d * d if code[j] & UNSEEN == 0 else 0.0
+    for j in range(lanes):
+        std[j] = math.sqrt(std[j] / max(1, found[j]))
+
+
+@njit(cache=True, nogil=True)
 def kappa_sigma(samples: Pixels, codes: Codes, network: Integers, k_low: float, k_high: float) -> None:
     """One pass: keep median - k_low * std <= x <= median + k_high * std, population std of all samples (M6).
 
     One outlier among N is at most N / sqrt(N - 1) std from the median: nothing can be rejected at k = 3 for N <= 7.
     """
-    n, rows, elements = samples.shape
+    n, channels, rows, width = samples.shape
     work, missing = np.empty((n, LANES), np.float32), np.empty(LANES, np.int32)
-    total, square, below, above = np.empty(LANES), np.empty(LANES), np.empty(LANES), np.empty(LANES)
-    for r in range(rows):
-        for e0 in range(0, elements, LANES):
-            lanes = min(elements - e0, LANES)
-            sort_middle(samples, codes, r, e0, e0 + lanes, network, work, missing)
-            total[:], square[:] = 0.0, 0.0
-            for i in range(n):
-                line, code = samples[i, r, e0 : e0 + lanes], codes[i, r, e0 : e0 + lanes]
-                for j in range(lanes):
-                    total[j] += np.float64(line[j]) if code[j] == KEPT else 0.0
-            for j in range(lanes):
-                total[j] /= max(1, n - missing[j])
-            for i in range(n):
-                line, code = samples[i, r, e0 : e0 + lanes], codes[i, r, e0 : e0 + lanes]
-                for j in range(lanes):
-                    d = np.float64(line[j]) - total[j]
-                    square[j] += d * d if code[j] == KEPT else 0.0
-            for j in range(lanes):
-                if missing[j] < n:
-                    a, b = middle_two(work, missing[j], j)
-                    median, std = 0.5 * (np.float64(a) + np.float64(b)), math.sqrt(square[j] / (n - missing[j]))
-                    below[j], above[j] = median - k_low * std, median + k_high * std
-            for i in range(n):
-                line, code = samples[i, r, e0 : e0 + lanes], codes[i, r, e0 : e0 + lanes]
-                for j in range(lanes):
-                    v = np.float64(line[j])
-                    out = (v < below[j]) | (v > above[j])
-                    code[j] = REJECTED if (code[j] == KEPT) & out else code[j]
+    a, b = np.empty(LANES, np.float32), np.empty(LANES, np.float32)
+    mean, std = np.empty(LANES), np.empty(LANES)
+    for k in range(channels):
+        bit = np.uint8(1 << k)
+        for r in range(rows):
+            for x0 in range(0, width, LANES):
+                lanes = min(LANES, width - x0)
+                load_block(samples, codes, k, r, x0, lanes, work, missing)
+                middle_two(work, lanes, network, missing, a, b)
+                _mean_and_std(samples, codes, (k, r, x0), lanes, mean, std)
+                for i in range(n):
+                    line, code = samples[i, k, r, x0 : x0 + lanes], codes[i, r, x0 : x0 + lanes]
+                    for j in range(lanes):
+                        median, v = 0.5 * (np.float64(a[j]) + np.float64(b[j])), np.float64(line[j])
+                        out = (v < median - k_low * std[j]) | (v > median + k_high * std[j])
+                        code[j] |= bit if (code[j] & UNSEEN == 0) & out else np.uint8(0)
 
 
 @njit(cache=True, nogil=True)
@@ -147,28 +160,31 @@ def _line_range(values: Numbers, k_low: float, k_high: float) -> tuple[int, int]
 
 @njit(cache=True, nogil=True)
 def clip_sorted(samples: Pixels, codes: Codes, line: bool, k_low: float, k_high: float) -> None:
-    """Reject, per element (n, R, E), what lies outside the kept range of its sorted samples.
+    """Reject, per pixel and channel of samples (n, C, R, W), what lies outside the kept range when they are sorted.
 
     `line` False: winsorized sigma; True: linear fit. Equal values share one fate, so the order of frames is no matter.
     """
-    n, rows, elements = samples.shape
+    n, channels, rows, width = samples.shape
     values, scratch = np.empty(n), np.empty(n)
-    for r in range(rows):
-        for e in range(elements):
-            found = 0
-            for i in range(n):
-                if codes[i, r, e] == KEPT:
-                    values[found] = samples[i, r, e]
-                    found += 1
-            if found < MIN_JUDGED:
-                continue
-            ordered = values[:found]
-            ordered.sort()
-            if line:
-                first, last = _line_range(ordered, k_low, k_high)
-            else:
-                first, last = _winsorized_range(ordered, scratch, k_low, k_high)
-            low, high = ordered[first], ordered[last - 1]
-            for i in range(n):
-                if codes[i, r, e] == KEPT and not low <= samples[i, r, e] <= high:
-                    codes[i, r, e] = REJECTED
+    for k in range(channels):
+        bit = np.uint8(1 << k)
+        mask = UNSEEN | GROWN | bit
+        for r in range(rows):
+            for x in range(width):
+                found = 0
+                for i in range(n):
+                    if codes[i, r, x] & mask == 0:
+                        values[found] = samples[i, k, r, x]
+                        found += 1
+                if found < MIN_JUDGED:
+                    continue
+                ordered = values[:found]
+                ordered.sort()
+                if line:
+                    first, last = _line_range(ordered, k_low, k_high)
+                else:
+                    first, last = _winsorized_range(ordered, scratch, k_low, k_high)
+                low, high = ordered[first], ordered[last - 1]
+                for i in range(n):
+                    if codes[i, r, x] & mask == 0 and not low <= samples[i, k, r, x] <= high:
+                        codes[i, r, x] |= bit

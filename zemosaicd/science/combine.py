@@ -1,9 +1,9 @@
-"""Many samples a pixel -> one: normalise, reject, average; band by band, the same bits for every band height (M5).
+"""Many samples a pixel -> one: reject, average; window by window, the same bits for every cut into windows (M5).
 
-A band is samples float32 (n, R, w, c) with seen bool (n, R, w): a frame is seen at a pixel in all its channels or not
-at all, and so no edge has a colour of its own (V8). Validity travels as that mask; a value that is not finite takes
-itself out, no more (V3). R counts the band's own rows and, above and below, up to HALO_ROWS of its neighbours', fewer
-only at the grid's edges; only the band's own rows come out.
+A window is samples float32 (n, C, R, W) with seen bool (n, R, W): a frame is seen at a pixel in all its channels or not
+at all, and so no edge has a colour of its own (V8). Validity travels as that mask; where it is True the samples are
+finite, which the resampler sees to (V3). R and W count the window's own rows and columns and, on each side, up to HALO
+of its neighbours', fewer only at the grid's edges; only the window's own pixels come out.
 
 The default rule, `auto`, judges a sample v_i against the median m of all frames by a noise model:
 
@@ -23,14 +23,15 @@ from dataclasses import dataclass
 from enum import StrEnum
 
 import numpy as np
-from numba import njit
 from numpy.typing import NDArray
 
-from zemosaicd.science import clipping, rejection
-from zemosaicd.science.rejection import Codes, Flags, Integers, Numbers, Pixels
+from zemosaicd.science import clipping, medians, rejection
+from zemosaicd.science.medians import MOST_CHANNELS, Codes, Integers, Numbers, Pixels
+from zemosaicd.science.rejection import Flags
 
-HALO_ROWS = 4
-"""1 for the gradient, 2 for the box of grow, 1 for its widening."""
+HALO = 4
+"""Rows and columns of its neighbours that a window carries: 1 for the gradient, 2 for the box of grow, 1 for its
+widening."""
 GROW_LEAST = 8
 """Rejected samples of the 75 in a 5x5 box of three channels that make it grow."""
 
@@ -82,39 +83,36 @@ class NoiseModel:
     photon: Numbers
     pedestal: Numbers
 
-    @classmethod
-    def measured(cls, noise_adu: Numbers, gain: Numbers, electrons_per_adu: float, pedestal: Numbers) -> NoiseModel:
-        """From each frame's sky noise (n, c), ADU a photosite, and the gain (n, c) that `normalise_band` gives it."""
-        return cls(variance=(noise_adu * gain) ** 2, photon=gain / electrons_per_adu, pedestal=pedestal)
-
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
 class Combined:
-    """The band's own rows. Where weight is 0 there is no sample, and mean is 0 and means nothing.
+    """The window's own pixels. Where weight is 0 there is no sample, and mean is 0 and means nothing.
 
-    `mean` float32 (rows, w, c): the chosen average. `weight` float32 (rows, w, c): sum of the weights of what was kept.
-    `count` uint16 (rows, w): frames kept in all channels (V1). `rejected`, `samples` int64 (n,): of each frame, samples
-    rejected and samples there were, channels counted one by one.
+    `mean` float32 (C, rows, width): the chosen average. `weight` float32 (C, rows, width): sum of the weights of what
+    was kept. `count` uint16 (rows, width): frames kept in all channels (V1); `lost` uint16 (rows, width): frames
+    rejected in any. `rejected`, `samples` int64 (n,): of each frame, samples rejected and samples there were, channels
+    counted one by one.
     """
 
     mean: Pixels
     weight: Pixels
     count: NDArray[np.uint16]
+    lost: NDArray[np.uint16]
     rejected: Integers
     samples: Integers
 
     @property
     def rejected_pct(self) -> float:
-        """Share of the finite samples that was rejected (M6)."""
+        """Share of the samples that was rejected (M6)."""
         return 100.0 * float(self.rejected.sum()) / max(1, int(self.samples.sum()))
 
 
-def halo_of(row0: int, rows: int, height: int) -> tuple[int, int]:
-    """Halo rows (above, below) that the band of rows `row0` to `row0 + rows` of a grid of `height` rows must carry."""
-    return min(HALO_ROWS, row0), min(HALO_ROWS, height - row0 - rows)
+def halo_of(first: int, count: int, total: int) -> tuple[int, int]:
+    """Halo (before, after) that a window of rows (or columns) `first` to `first + count` of `total` must carry."""
+    return min(HALO, first), min(HALO, total - first - count)
 
 
-def combine_band(
+def combine(
     samples: Pixels,
     seen: Flags,
     weights: Numbers,
@@ -125,102 +123,74 @@ def combine_band(
     side: tuple[int, int] = (0, 0),
     weight_maps: Pixels | None = None,
 ) -> Combined:
-    """Reject and combine one band: samples float32 (n, R, w, c), seen bool (n, R, w), frames in canonical order.
+    """Reject and average one window: samples float32 (n, C, R, W), seen bool (n, R, W), frames in canonical order.
 
-    `weights` (n,) or (n, c) are a frame's, `weight_maps` float32 (n, R, w) multiply them pixel by pixel (0 adds
+    `weights` (n,) or (n, C) are a frame's, `weight_maps` float32 (n, R, W) multiply them pixel by pixel (0 adds
     nothing, but takes part in judging). `halo`: rows above and below that are there for the neighbours, `side`:
-    columns left and right of a window, likewise (both by `halo_of`).
-    Deterministic; the only array as deep as the samples is one byte each. ValueError: shapes that do not fit, more than
-    65535 frames, `auto` without a noise model.
+    columns left and right, likewise (both by `halo_of`). Deterministic; beside the samples it needs a byte a frame and
+    pixel. ValueError: shapes that do not fit, more than 65535 frames or 6 channels, `auto` without a noise model.
     """
-    n, height, width, channels = samples.shape
+    n, channels, height, width = samples.shape
     maps = np.empty((0, 0, 0), np.float32) if weight_maps is None else weight_maps
     if seen.shape != (n, height, width) or maps.shape[0] not in (0, n) or (maps.size and maps.shape != seen.shape):
         raise ValueError(f"masks {seen.shape}, {maps.shape} do not fit samples {samples.shape}")
-    if n > np.iinfo(np.uint16).max or min(*halo, *side) < 0 or height < sum(halo) or width < sum(side):
-        raise ValueError(f"{n} frames, {height} x {width} px with halo {halo}, {side} cannot be combined")
-    top, rows = halo[0], height - sum(halo)
-    frame_weights = np.broadcast_to(weights.reshape(n, -1), (n, channels)).astype(np.float64)
-    cube = np.ascontiguousarray(samples)
-    codes = np.empty(cube.shape, np.uint8)
-    rejection.first_codes(cube, cube.view(np.uint32), seen, codes)
-    flat, flat_codes = cube.reshape(n, height, -1), codes.reshape(n, height, -1)
+    if n > np.iinfo(np.uint16).max or channels > MOST_CHANNELS:
+        raise ValueError(f"{n} frames of {channels} channels cannot be combined")
+    if min(*halo, *side) < 0 or height < sum(halo) or width < sum(side):
+        raise ValueError(f"{height} x {width} px with halo {halo}, {side} cannot be combined")
+    frame_weights = np.ascontiguousarray(np.broadcast_to(weights.reshape(n, -1), (n, channels)), np.float64)
+    cube, codes = np.ascontiguousarray(samples), np.empty(seen.shape, np.uint8)
+    rejection.first_codes(seen, codes)
     if n >= rejection.MIN_JUDGED:
-        _reject(flat, codes, rule, noise)
-    mean, weight = np.empty((2, rows, width * channels), np.float32)
-    rejection.average(flat, flat_codes, frame_weights, maps, top, mean, weight)
+        _reject(cube, codes, rule, noise)
+    corner, shape = (halo[0], side[0]), (height - sum(halo), width - sum(side))
+    mean, weight = np.empty((2, channels, *shape), np.float32)
+    rejection.average(cube, codes, frame_weights, maps, corner, mean, weight)
     if rule.average is Average.MEDIAN:
-        middle = _medians(flat[:, top : top + rows], flat_codes[:, top : top + rows])[0]
-        mean = np.where(weight > 0.0, middle, np.float32(0.0))
-    own = slice(side[0], width - side[1])
-    count = np.empty((rows, own.stop - own.start), np.uint16)
+        own = (slice(corner[0], corner[0] + shape[0]), slice(corner[1], corner[1] + shape[1]))
+        mean = np.where(weight > 0.0, _medians(cube, codes)[0][:, *own], np.float32(0.0))
+    count, lost = np.empty((2, *shape), np.uint16)
     rejected, found = np.zeros(n, np.int64), np.zeros(n, np.int64)
-    rejection.tally(np.ascontiguousarray(codes[:, :, own]), top, count, rejected, found)
-    shape = (rows, width, channels)
-    return Combined(
-        mean=mean.reshape(shape)[:, own],
-        weight=weight.reshape(shape)[:, own],
-        count=count,
-        rejected=rejected,
-        samples=found,
-    )
+    rejection.tally(codes, corner, channels, count, lost, rejected, found)
+    return Combined(mean=mean, weight=weight, count=count, lost=lost, rejected=rejected, samples=found)
 
 
-def _medians(flat: Pixels, codes: Codes) -> tuple[Pixels, Pixels, NDArray[np.int32]]:
-    """Median, lower median (NaN: none) and number of the kept samples of each element."""
-    centre, low = np.empty((2, *flat.shape[1:]), np.float32)
-    count = np.empty(flat.shape[1:], np.int32)
-    rejection.medians(flat, codes, rejection.median_network(flat.shape[0]), centre, low, count)
+def _medians(cube: Pixels, codes: Codes) -> tuple[Pixels, Pixels, NDArray[np.int32]]:
+    """Median, lower median (NaN: none) and number of the kept samples of each element, (C, R, W)."""
+    centre, low = np.empty((2, *cube.shape[1:]), np.float32)
+    count = np.empty(cube.shape[1:], np.int32)
+    medians.medians(cube, codes, medians.median_network(cube.shape[0]), centre, low, count)
     return centre, low, count
 
 
-def _reject(flat: Pixels, codes: Codes, rule: Rule, noise: NoiseModel | None) -> None:
-    """Turn codes (n, R, w, c) of samples that the rule rejects."""
-    flat_codes = codes.reshape(flat.shape)
+def _reject(cube: Pixels, codes: Codes, rule: Rule, noise: NoiseModel | None) -> None:
+    """Mark what the rule rejects."""
     match rule.method:
         case Method.KAPPA_SIGMA:
-            network = rejection.median_network(flat.shape[0])
-            clipping.kappa_sigma(flat, flat_codes, network, rule.k_low, rule.k_high)
+            clipping.kappa_sigma(cube, codes, medians.median_network(cube.shape[0]), rule.k_low, rule.k_high)
         case Method.WINSORIZED_SIGMA:
-            clipping.clip_sorted(flat, flat_codes, False, rule.k_low, rule.k_high)
+            clipping.clip_sorted(cube, codes, False, rule.k_low, rule.k_high)
         case Method.LINEAR_FIT:
-            clipping.clip_sorted(flat, flat_codes, True, rule.k_low, rule.k_high)
+            clipping.clip_sorted(cube, codes, True, rule.k_low, rule.k_high)
         case Method.AUTO:
-            _reject_by_noise(flat, codes, rule, noise)
+            _reject_by_noise(cube, codes, rule, noise)
         case Method.NONE:
             pass
 
 
-def _reject_by_noise(flat: Pixels, codes: Codes, rule: Rule, noise: NoiseModel | None) -> None:
-    n, _, _, channels = codes.shape
+def _reject_by_noise(cube: Pixels, codes: Codes, rule: Rule, noise: NoiseModel | None) -> None:
+    n, channels = cube.shape[:2]
     if noise is None or noise.variance.shape != (n, channels) or noise.photon.shape != (n, channels):
         raise ValueError(f"the rule 'auto' needs a noise model of {n} frames and {channels} channels")
-    flat_codes = codes.reshape(flat.shape)
-    centre, low, count = _medians(flat, flat_codes)
+    centre, low, count = _medians(cube, codes)
     gradient = np.empty_like(centre)
-    rejection.gradients(centre, count, channels, gradient)
+    rejection.gradients(centre, count, gradient)
     scale = rule.kernel_gain * rule.k**2
     rejection.reject_by_model(
-        flat, flat_codes, centre, low, gradient, scale * noise.variance, scale * noise.photon,
+        cube, codes, centre, low, gradient, scale * noise.variance, scale * noise.photon,
         np.asarray(noise.pedestal, np.float64), rule.k * rule.gradient, rule.k * rule.signal,
     )  # fmt: skip
     if rule.grow:
-        rejection.grow(codes, gradient, -(-GROW_LEAST * channels // 3))
-        rejection.restore(flat_codes)
-
-
-def normalise_band(values: Pixels, offset: Numbers, gain: Numbers) -> None:
-    """values float32 (rows, w, c) = values * gain + offset (both (c,)), in place, seen or not.
-
-    A frame of sky s and transparency t comes to a reference sky z by gain = 1 / t, offset = z - s / t.
-    """
-    _scale(values, np.asarray(offset, np.float64), np.asarray(gain, np.float64))
-
-
-@njit(cache=True, nogil=True)
-def _scale(values: Pixels, offset: Numbers, gain: Numbers) -> None:
-    rows, width, channels = values.shape
-    for r in range(rows):
-        for x in range(width):
-            for k in range(channels):
-                values[r, x, k] = np.float64(values[r, x, k]) * gain[k] + offset[k]
+        judged = count[0] >= rejection.MIN_JUDGED
+        rejection.grow(codes, judged, channels, -(-GROW_LEAST * channels // 3))
+        rejection.restore(codes, channels)

@@ -1,11 +1,11 @@
-"""Compiled interpolation kernels: one source image, or a slab of its rows, to one band of an output grid.
+"""Compiled interpolation kernels: one source image, or a slab of its pixels, to one window of an output grid.
 
-Coordinates are float64 from the absolute pixel of the grid, one full homography a pixel, no running sum: any band split
-gives the same bits (M5). Pixels are float32. No kernel reads outside its slab, and the only fast-math flag is fused
-multiply-add, so a tap that is NaN or infinite shows in its sum and is caught there (V3).
+Positions are float64 from the absolute pixel of the grid, one full homography a pixel, no running sum, then whole
+numbers of 1/512 px (CFA) or 1/1024 px: any split into bands, windows and slabs gives the same bits (M5). A row's
+positions are found first, as that loop vectorises. No kernel reads outside its slab, and the only fast-math flag is
+fused multiply-add, so a tap that is NaN or infinite shows in its sum and is caught there (V3).
 
-Keys' cubic convolution (Keys 1981, IEEE ASSP 29, 1153), weights from a table of 1024 phases (nearest). The table is
-exact at phase 0, so a position on a pixel centre returns that pixel's value.
+Weights come from tables of 1024 phases (nearest), a row of taps a phase.
 """
 
 from __future__ import annotations
@@ -16,167 +16,211 @@ import numpy as np
 from numba import njit
 from numpy.typing import NDArray
 
+from zemosaicd.science.taps import LANES, PLACES, plane_taps_4, plane_taps_6
+
 Pixels = NDArray[np.float32]
 Flags = NDArray[np.bool_]
 Numbers = NDArray[np.float64]
+Places = NDArray[np.int32]
+Box = tuple[int, int, int, int]
+"""Left, top, right, bottom, whole pixels; right and bottom are excluded."""
 
 PHASES = 1024
+CFA_UNIT, PIXEL_UNIT = 512, 1024
+"""Steps a pixel that positions are rounded to; a CFA lattice of 2 px then has 1024 phases too."""
+HIDDEN = -(2**30)
+"""Position of what lies behind the tangent plane or absurdly far away."""
+FARTHEST_PX = 1.0e6
 BAYER_REACH = 4
-"""Every tap of the three Bayer kernels lies less than this many px from the position, in x and in y."""
-CUBIC_REACH = 2
-"""The same for 4x4 taps on whole pixels."""
-
-# Indices are unsigned: numba then leaves out the test for negative ones in the innermost loop.
-_ONE, _TWO, _THREE, _FOUR = np.uint64(1), np.uint64(2), np.uint64(3), np.uint64(4)
+"""Every tap of 4x4 Bayer kernels lies less than this many px from the position, in x and in y."""
+WIDE_REACH = 6
+"""The same for 6x6 taps. Between the two, at a frame's rim, 4x4 taps are used."""
+PIXEL_REACH = 3
+"""Taps on whole pixels lie within this many px."""
 
 
 def keys_table(a: float) -> Pixels:
-    """Flat float32 table of Keys(a) weights: 4 taps (offsets -1, 0, 1, 2) for each of 1024 + 1 phases, of sum 1."""
-    f = np.arange(PHASES + 1, dtype=np.float64) / PHASES
-    near, far = np.stack([f, 1.0 - f]), np.stack([1.0 + f, 2.0 - f])
-    inner = (a + 2.0) * near**3 - (a + 3.0) * near**2 + 1.0
-    outer = a * far**3 - 5.0 * a * far**2 + 8.0 * a * far - 4.0 * a
-    table = np.stack([outer[0], inner[0], inner[1], outer[1]], axis=1).astype(np.float32)
-    return np.ascontiguousarray(table.reshape(-1))
+    """Flat float32 table of Keys(a) weights (Keys 1981, IEEE ASSP 29, 1153): 4 taps (offsets -1 to 2) a phase."""
+    f = np.arange(PHASES + 1, dtype=np.float64)[:, np.newaxis] / PHASES
+    t = np.abs(f - np.arange(-1, 3))
+    inner = (a + 2.0) * t**3 - (a + 3.0) * t**2 + 1.0
+    outer = a * t**3 - 5.0 * a * t**2 + 8.0 * a * t - 4.0 * a
+    return _flat(np.where(t < 1.0, inner, np.where(t < 2.0, outer, 0.0)))
+
+
+def lanczos_table() -> Pixels:
+    """Flat float32 table of Lanczos-3 weights (Duchon 1979), of sum 1: 6 taps (offsets -2 to 3) a phase."""
+    f = np.arange(PHASES + 1, dtype=np.float64)[:, np.newaxis] / PHASES
+    t = f - np.arange(-2, 4)
+    weight = np.where(np.abs(t) < 3.0, np.sinc(t) * np.sinc(t / 3.0), 0.0)
+    weight = np.where(np.abs(weight) < 1e-12, 0.0, weight)
+    return _flat(weight / weight.sum(axis=1, keepdims=True))
+
+
+def kriging_table(fwhm: float, curvature: float) -> Pixels:
+    """Flat float32 table of 6 taps a phase that predict best what lies between, where all light is spread by a PSF.
+
+    Universal kriging (Matheron 1969) with the autocorrelation of a Gaussian of `fwhm` lattice steps as covariance, a
+    thousandth of it as noise, and the sky's level, slope, curvature and third order kept: sum w = 1, sum w d = 0,
+    sum w d^2 = `curvature`, sum w d^3 = 0, with d the distance of a tap. A curvature below 0 sharpens a little.
+    """
+    offsets, phases = np.arange(-2.0, 4.0), np.arange(PHASES + 1) / PHASES
+    twice = 2.0 * 2.0 * (fwhm / (2.0 * math.sqrt(2.0 * math.log(2.0)))) ** 2
+    covariance = np.exp(-((offsets[:, np.newaxis] - offsets) ** 2) / twice) + 1e-3 * np.eye(6)
+    weights = np.empty((PHASES + 1, 6))
+    for k, phase in enumerate(phases):
+        d = offsets - phase
+        trend = np.stack([np.ones(6), d, d**2, d**3])
+        system = np.block([[covariance, trend.T], [trend, np.zeros((4, 4))]])
+        wanted = np.concatenate([np.exp(-(d**2) / twice), [1.0, 0.0, curvature, 0.0]])
+        weights[k] = np.linalg.solve(system, wanted)[:6]
+    return _flat(weights)
+
+
+def _flat(weights: Numbers) -> Pixels:
+    """Weights (phases, taps) as `science.taps` wants them: rows one after the other, those of 6 taps in 8 places."""
+    taps = weights.shape[1]
+    rows = np.zeros((len(weights), LANES[taps]), np.float32)
+    rows[:, PLACES[taps]] = weights
+    return rows.reshape(-1)
 
 
 @njit(cache=True, nogil=True, fastmath={"contract"})
-def _taps(
-    flat: Pixels, base: np.uint64, step: np.uint64, stride: np.uint64, fu: float, fv: float, table: Pixels
-) -> np.float32:
-    """Sum of 4x4 taps from flat[base]: `step` apart along u, `stride` apart along v; fractions fu, fv in [0, 1]."""
-    ku, kv = _FOUR * np.uint64(fu * PHASES + 0.5), _FOUR * np.uint64(fv * PHASES + 0.5)
-    u0, u1, u2, u3 = table[ku], table[ku + _ONE], table[ku + _TWO], table[ku + _THREE]
-    total = np.float32(0.0)
-    b = base
-    for _ in range(4):
-        row = (u0 * flat[b] + u1 * flat[b + step]) + (u2 * flat[b + _TWO * step] + u3 * flat[b + _THREE * step])
-        total += table[kv] * row
-        kv += _ONE
-        b += stride
-    return total
+def _positions(m: Numbers, y: int, col0: int, unit: int, x_out: Places, y_out: Places) -> None:
+    """Source positions of a row's grid pixels from column `col0` on, in 1/unit px; HIDDEN where there are none."""
+    row, scale = float(y), float(unit)
+    m0, m3, m6 = m[0], m[3], m[6]
+    cx, cy, cw = m[1] * row + m[2], m[4] * row + m[5], m[7] * row + m[8]
+    for c in range(x_out.shape[0]):
+        x = np.float64(col0 + c)
+        w = m6 * x + cw
+        sx, sy = (m0 * x + cx) / w, (m3 * x + cy) / w
+        near = (w > 0.0) & (sx > -FARTHEST_PX) & (sx < FARTHEST_PX) & (sy > -FARTHEST_PX) & (sy < FARTHEST_PX)
+        x_out[c] = np.int32(math.floor(sx * scale + 0.5)) if near else np.int32(HIDDEN)
+        y_out[c] = np.int32(math.floor(sy * scale + 0.5)) if near else np.int32(HIDDEN)
 
 
 @njit(cache=True, nogil=True, fastmath={"contract"})
-def _square_lattice(
-    flat: Pixels, width: int, x: float, y: float, ox: int, oy: int, row0: int, table: Pixels
-) -> np.float32:
-    """Value at (x, y) of the colour whose photosites are (ox + 2i, oy + 2j): red or blue. x, y >= BAYER_REACH."""
-    u, v = 0.5 * (x - ox), 0.5 * (y - oy)
-    iu, iv = int(u), int(v)
-    base = np.uint64((2 * iv - 2 + oy - row0) * width + 2 * iu - 2 + ox)
-    return _taps(flat, base, _TWO, np.uint64(2 * width), u - iu, v - iv, table)
+def _square(flat: Pixels, width: int, u: int, v: int, table: Pixels) -> np.float32:
+    """4x4 taps about (u, v), in 1/1024 of a square lattice of this width."""
+    return plane_taps_4(
+        flat, ((v >> 10) - 1) * width + (u >> 10) - 1, width, table, (u & 1023) * 4, (v & 1023) * 4
+    )  # fmt: skip
 
 
 @njit(cache=True, nogil=True, fastmath={"contract"})
-def _quincunx(flat: Pixels, width: int, x: float, y: float, shift: int, row0: int, table: Pixels) -> np.float32:
-    """Value at (x, y) of green: a square lattice in p = (x+y)/2, q = (x-y)/2, its sites where x + shift + y is even."""
-    p, q = 0.5 * (x + shift + y), 0.5 * (x + shift - y)
-    ip, iq = int(p), math.floor(q)
-    # From the tap of smallest p and largest q: +p is one pixel down-right, -q one down-left, so q's fraction mirrors.
-    base = np.uint64((ip - iq - 3 - row0) * width + ip + iq + 1 - shift)
-    return _taps(flat, base, np.uint64(width + 1), np.uint64(width - 1), p - ip, 1.0 - (q - iq), table)
+def _wide_square(flat: Pixels, width: int, u: int, v: int, table: Pixels) -> np.float32:
+    """6x6 taps about (u, v), likewise."""
+    return plane_taps_6(
+        flat, ((v >> 10) - 2) * width + (u >> 10) - 2, width, table, (u & 1023) * 8, (v & 1023) * 8
+    )  # fmt: skip
+
+
+@njit(cache=True, nogil=True, fastmath={"contract"})
+def _quincunx(flat: Pixels, height: int, p: int, q: int, table: Pixels) -> np.float32:
+    """4x4 taps about (p, q) of green's layout, in 1/1024 of its steps.
+
+    Begins at the smallest p and the largest q: q falls from row to row of taps, so its fraction mirrors.
+    """
+    first = (q >> 10) + 2
+    base = (first + height // 2) * height + (p >> 10) - 1 - first
+    return plane_taps_4(flat, base, 1 - height, table, (p & 1023) * 4, (1024 - (q & 1023)) * 4)
+
+
+@njit(cache=True, nogil=True, fastmath={"contract"})
+def _wide_quincunx(flat: Pixels, height: int, p: int, q: int, table: Pixels) -> np.float32:
+    """6x6 taps about (p, q), likewise."""
+    first = (q >> 10) + 3
+    base = (first + height // 2) * height + (p >> 10) - 2 - first
+    return plane_taps_6(flat, base, 1 - height, table, (p & 1023) * 8, (1024 - (q & 1023)) * 8)
 
 
 @njit(cache=True, nogil=True, fastmath={"contract"})
 def warp_bayer(
-    slab: Pixels, slab_row0: int, height: int, red: tuple[int, int], m: Numbers, row0: int, col0: int,
-    table_rb: Pixels, table_g: Pixels, out: Pixels, seen: Flags,
+    red: Pixels, green: Pixels, blue: Pixels, site: tuple[int, int], slab: Box, m: Numbers, row0: int, col0: int,
+    narrow: Pixels, wide: Pixels, green_wide: Pixels, out: Pixels, seen: Flags,
 ) -> None:  # fmt: skip
-    """Fused demosaic and warp of a CFA slab (h, W) into out (rows, width, 3) and seen (rows, width).
+    """Fused demosaic and warp of a CFA slab into out (3, rows, width) and seen (rows, width).
 
-    `red`: (x, y) of the red photosite in the image's first 2x2 cell; blue lies diagonally opposite. `m`: grid pixel to
-    source pixel, 9 float64. Seen: at least BAYER_REACH px inside the image (and slab) on all sides, in front of the
-    tangent plane (w > 0), every tap of all three colours finite. Not seen: value 0.
+    `red`, `blue`: the photosites of a colour, (H, W); `green`: its quincunx laid out as `science.lattices` says.
+    `slab`: the box of the image that they come from, its corner on even pixels; `site`: (x, y) of the red photosite in
+    a 2x2 cell, blue lies diagonally opposite. `m`: grid pixel to source pixel, 9 float64. `narrow`: a
+    4-tap table; `wide`, `green_wide`: 6-tap tables of red and blue and of green, or both empty. Seen: at least
+    BAYER_REACH px inside the slab on all sides, in front of the tangent plane (w > 0), every tap of all three colours
+    finite. Not seen: value 0.
     """
-    slab_rows, source_width = slab.shape
-    flat = slab.reshape(-1)
-    rx, ry = red
-    shift = (rx + ry + 1) % 2
-    low_y, high_y = max(0, slab_row0) + BAYER_REACH, min(height, slab_row0 + slab_rows) - 1 - BAYER_REACH
-    high_x = source_width - 1 - BAYER_REACH
-    for r in range(out.shape[0]):
-        y = float(row0 + r)
-        cx, cy, cw = m[1] * y + m[2], m[4] * y + m[5], m[7] * y + m[8]
-        for c in range(out.shape[1]):
-            x = float(col0 + c)
-            w = m[6] * x + cw
-            inverse = 1.0 / w if w > 0.0 else math.nan
-            sx, sy = (m[0] * x + cx) * inverse, (m[3] * x + cy) * inverse
+    rx, ry = site
+    left, top, right, bottom = slab
+    w2, height = red.shape[1], bottom - top
+    r_flat, g_flat, b_flat = red.reshape(-1), green.reshape(-1), blue.reshape(-1)
+    shift, x0, y0 = CFA_UNIT * ((rx + ry + 1) % 2), CFA_UNIT * left, CFA_UNIT * top
+    low, high_x, high_y = CFA_UNIT * BAYER_REACH, CFA_UNIT * (right - left - 1), CFA_UNIT * (height - 1)
+    rim = CFA_UNIT * WIDE_REACH if wide.shape[0] > 0 else high_x + high_y
+    xs, ys = np.empty(out.shape[2], np.int32), np.empty(out.shape[2], np.int32)
+    for r in range(out.shape[1]):
+        _positions(m, row0 + r, col0, CFA_UNIT, xs, ys)
+        for c in range(out.shape[2]):
+            x, y = np.int64(xs[c]) - x0, np.int64(ys[c]) - y0
             good = False
-            if BAYER_REACH <= sx <= high_x and low_y <= sy <= high_y:
-                r_value = _square_lattice(flat, source_width, sx, sy, rx, ry, slab_row0, table_rb)
-                g_value = _quincunx(flat, source_width, sx, sy, shift, slab_row0, table_g)
-                b_value = _square_lattice(flat, source_width, sx, sy, 1 - rx, 1 - ry, slab_row0, table_rb)
+            if low <= x <= high_x - low and low <= y <= high_y - low:
+                u, v = x - CFA_UNIT * rx, y - CFA_UNIT * ry
+                ub, vb = x - CFA_UNIT * (1 - rx), y - CFA_UNIT * (1 - ry)
+                p, q = x + y + shift, x - y + shift
+                if rim <= x <= high_x - rim and rim <= y <= high_y - rim:
+                    r_value = _wide_square(r_flat, w2, u, v, wide)
+                    g_value = _wide_quincunx(g_flat, height, p, q, green_wide)
+                    b_value = _wide_square(b_flat, w2, ub, vb, wide)
+                else:
+                    r_value = _square(r_flat, w2, u, v, narrow)
+                    g_value = _quincunx(g_flat, height, p, q, narrow)
+                    b_value = _square(b_flat, w2, ub, vb, narrow)
                 total = r_value + g_value + b_value
                 good = total - total == 0.0
-                out[r, c, 0], out[r, c, 1], out[r, c, 2] = r_value, g_value, b_value
+                out[0, r, c], out[1, r, c], out[2, r, c] = r_value, g_value, b_value
             seen[r, c] = good
             if not good:
-                out[r, c, 0] = out[r, c, 1] = out[r, c, 2] = 0.0
+                out[0, r, c] = out[1, r, c] = out[2, r, c] = 0.0
 
 
 @njit(cache=True, nogil=True, fastmath={"contract"})
-def _copy_pixel(slab: Pixels, ix: int, iy: int, target: Pixels) -> bool:
-    """target[:] = slab[iy, ix]; False if that lies outside or is not finite."""
-    if not (0 <= ix < slab.shape[1] and 0 <= iy < slab.shape[0]):
-        return False
-    good = True
-    for k in range(slab.shape[2]):
-        value = slab[iy, ix, k]
-        target[k] = value
-        good = good and value - value == 0.0
-    return good
-
-
-@njit(cache=True, nogil=True, fastmath={"contract"})
-def _cubic_pixel(
-    flat: Pixels, shape: tuple[int, int, int], ix: int, iy: int, fx: float, fy: float, table: Pixels, target: Pixels
-) -> bool:
-    """target[:] = cubic convolution at (ix + fx, iy + fy); False if a tap lies outside the slab or is not finite."""
-    rows, width, channels = shape
-    if not (1 <= ix < width - 2 and 1 <= iy < rows - 2):
-        return False
-    good = True
-    base = np.uint64(((iy - 1) * width + ix - 1) * channels)
-    for k in range(channels):
-        value = _taps(flat, base + np.uint64(k), np.uint64(channels), np.uint64(width * channels), fx, fy, table)
-        target[k] = value
-        good = good and value - value == 0.0
-    return good
-
-
-@njit(cache=True, nogil=True, fastmath={"contract"})
-def warp_pixels(
-    slab: Pixels, slab_row0: int, m: Numbers, row0: int, col0: int, table: Pixels, out: Pixels, seen: Flags
+def warp_planes(
+    cube: Pixels, slab: Box, m: Numbers, row0: int, col0: int, narrow: Pixels, wide: Pixels, out: Pixels, seen: Flags
 ) -> None:
-    """Warp a slab (h, W, C) into out (rows, width, C) and seen (rows, width) by 4x4 cubic convolution.
+    """Warp a slab (C, h, w) into out (C, rows, width) and seen (rows, width), each plane by itself.
 
-    A position within half a phase (1/2048 px) of a pixel centre takes that pixel's value unchanged and needs nothing
-    else, so images on one lattice are placed exactly, up to their borders. Elsewhere all 16 taps must lie in the image
-    and be finite in all channels. Not seen: value 0.
+    `narrow`, `wide`: 4- and 6-tap tables; `wide` may be empty. A position on a pixel centre (within 1/2048 px) takes
+    that pixel's value unchanged and needs no other, so images on one lattice are placed exactly, up to their borders.
+    Elsewhere all taps must lie in the slab (4x4 of them at its rim) and be finite in all channels. Not seen: value 0.
     """
-    shape = slab.shape
-    flat = slab.reshape(-1)
-    last_x, last_y = float(shape[1]), float(shape[0])
-    for r in range(out.shape[0]):
-        y = float(row0 + r)
-        cx, cy, cw = m[1] * y + m[2], m[4] * y + m[5], m[7] * y + m[8]
-        for c in range(out.shape[1]):
-            x = float(col0 + c)
-            w = m[6] * x + cw
-            inverse = 1.0 / w if w > 0.0 else math.nan
-            # the slab's first row goes off after the position is known to full-image bits: same bits for any slab
-            sx, sy = (m[0] * x + cx) * inverse, (m[3] * x + cy) * inverse
-            good = False
-            if -1.0 < sx < last_x and -1.0 < sy - slab_row0 < last_y:
-                ix, iy = math.floor(sx), math.floor(sy)
-                fx, fy = sx - ix, sy - iy
-                kx, ky = int(fx * PHASES + 0.5), int(fy * PHASES + 0.5)
-                if (kx == 0 or kx == PHASES) and (ky == 0 or ky == PHASES):
-                    good = _copy_pixel(slab, ix + kx // PHASES, iy + ky // PHASES - slab_row0, out[r, c])
-                else:
-                    good = _cubic_pixel(flat, shape, ix, iy - slab_row0, fx, fy, table, out[r, c])
+    channels, height, width = cube.shape
+    flat, plane = cube.reshape(-1), height * width
+    x0, y0 = PIXEL_UNIT * slab[0], PIXEL_UNIT * slab[1]
+    rim = 2 if wide.shape[0] > 0 else max(width, height)
+    xs, ys = np.empty(out.shape[2], np.int32), np.empty(out.shape[2], np.int32)
+    for r in range(out.shape[1]):
+        _positions(m, row0 + r, col0, PIXEL_UNIT, xs, ys)
+        for c in range(out.shape[2]):
+            x, y = np.int64(xs[c]) - x0, np.int64(ys[c]) - y0
+            ix, iy = x >> 10, y >> 10
+            exact = (x & 1023) == 0 and (y & 1023) == 0
+            good = 0 <= ix < width and 0 <= iy < height
+            good = good and (exact or (1 <= ix < width - 2 and 1 <= iy < height - 2))
+            if good:
+                far = rim <= ix < width - rim - 1 and rim <= iy < height - rim - 1
+                total = np.float32(0.0)
+                for k in range(channels):
+                    # whole cells of 1024 steps, so that the plane is part of the position
+                    v = y + ((k * height) << 10)
+                    if exact:
+                        value = flat[k * plane + iy * width + ix]
+                    elif far:
+                        value = _wide_square(flat, width, x, v, wide)
+                    else:
+                        value = _square(flat, width, x, v, narrow)
+                    out[k, r, c] = value
+                    total += value - value
+                good = total == 0.0
             seen[r, c] = good
             if not good:
-                out[r, c, :] = 0.0
+                for k in range(channels):
+                    out[k, r, c] = 0.0

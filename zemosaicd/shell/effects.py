@@ -81,7 +81,7 @@ class Effects:
         self._tables: dict[tuple[str, int], CacheTable] = {}
         self._unreleased: dict[tuple[str, int], set[int]] = {}
         caches = Rebuilder(engine, self._run_into, configs, log)
-        self._tiles = TileMaker(engine, run_job, configs, layout, gate, caches, log)
+        self._tiles = TileMaker(engine, run_job, configs, layout, gate, caches, log, capacity)
 
     async def perform(self, instruction: Instruction) -> None:
         """Carries out one instruction; what came of it is journalled when this returns."""

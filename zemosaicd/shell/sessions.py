@@ -72,6 +72,7 @@ class SessionConfigs:
             kappa_low=tiles.kappa_low,
             kappa_high=tiles.kappa_high,
             weights=tiles.weights,
+            kernel=tiles.kernel,
             feather_fraction=config.mosaic.feather_fraction,
             band_budget_bytes=tiles.memory_mb * 1_000_000,
         )
@@ -114,11 +115,11 @@ class SessionConfigs:
 
     @staticmethod
     def content(config: Config) -> dict[str, Any]:
-        """The settings that pixels depend on, for the content key. Budgets do not: bands are bit-identical (M5)."""
+        """The settings that pixels depend on, for the content key. Budgets and threads do not (M5)."""
         stack = asdict(SessionConfigs.stack_settings(config))
         mosaic = asdict(SessionConfigs.mosaic_settings(config))
         return {
-            name: {k: v for k, v in table.items() if k != "band_budget_bytes"}
+            name: {k: v for k, v in table.items() if k not in ("band_budget_bytes", "threads")}
             for name, table in (("tiles", stack), ("mosaic", mosaic))
         }
 

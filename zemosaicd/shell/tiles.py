@@ -50,6 +50,7 @@ class TileMaker:
         gate: DiskGate,
         caches: Rebuilder,
         log: Logger,
+        capacity: int,
     ) -> None:
         self._engine = engine
         self._run = run_job
@@ -58,12 +59,16 @@ class TileMaker:
         self._gate = gate
         self._caches = caches
         self._log = log
+        self._capacity = capacity
 
     async def result(self, state: SessionState, plan: Plan, spec: TileSpec) -> TileDone | TileFailed:
         """Tries a tile until it is done or its last try is spent; its caches are not released in between (R4)."""
         session, revision, config = state.session, state.revision, self._configs.of(state)
         output = self._layout.master_tile(session, spec.tile)
-        settings = self._configs.stack_settings(config)
+        # cores that no other tile of this session wants (C7): they leave no trace in the pixels
+        waiting = len(plan.tiles) - len(state.done) - len(state.failed)
+        threads = max(1, self._capacity // max(1, waiting))
+        settings = replace(self._configs.stack_settings(config), threads=threads)
         reason = Reason(rule="interrupted", threshold=MAX_INTERRUPTED, message="begun too often without an end")
         name = f"tile {spec.tile}"
         first = state.attempts.get(name, 0) + 1

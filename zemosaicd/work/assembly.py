@@ -31,7 +31,7 @@ from zemosaicd.model import FramePlan, Grid, LogNote, MosaicSpec, Plan, Reason, 
 from zemosaicd.science.overlaps import Overlap, sample_overlap, star_gain
 from zemosaicd.science.photometry import TileCorrection, TileExtent, TileSolution, corrected, solve_tiles
 from zemosaicd.science.preview import block_mean, quality, stretch
-from zemosaicd.science.resample import Source, resample_band, source_rows_needed
+from zemosaicd.science.resample import NOTHING, Source, resample, source_box
 from zemosaicd.science.stars import find_stars
 from zemosaicd.work.fitswrite import FitsImage, FitsWriter, ImageSpec, write_fits
 from zemosaicd.work.jobs import MakeMosaic, MosaicSettings, PhaseMade
@@ -258,21 +258,21 @@ def _add_tile(
     extent = tile.spec.grid
     left, right = max(0, tile.x0 - corner[0]), min(width, tile.x0 + extent.width - corner[0])
     matrix = sphere.homography(grid.wcs, extent.wcs)
-    top, bottom = source_rows_needed(matrix, row0, rows, right - left, extent.height, extent.width, col0=left)
-    if top >= bottom:
+    window = (left, row0, right, row0 + rows)
+    box = source_box(matrix, window, extent.width, extent.height)
+    if box == NOTHING:
         return
-    picture, weight, coverage, alpha = tile.planes(top, bottom)
-    cube = np.moveaxis(np.concatenate([picture, weight, coverage[np.newaxis], alpha[np.newaxis]]), 0, 2)
-    source = Source(pixels=np.ascontiguousarray(cube), row0=top, height=extent.height)
-    values, seen = resample_band(source, matrix, row0, rows, right - left, col0=left)
+    picture, weight, coverage, alpha = tile.planes(box[1], box[3])
+    cube = np.concatenate([picture, weight, coverage[np.newaxis], alpha[np.newaxis]])
+    source = Source(pixels=cube, corner=(0, box[1]), width=extent.width, height=extent.height)
+    planes, seen = resample(source, matrix, window)
     if not seen.any():
         return
-    planes = np.moveaxis(values, 2, 0)
     ivar = np.where(seen, planes[channels : 2 * channels], 0.0).astype(np.float64)
     ivar /= np.square(correction.gain)[:, np.newaxis, np.newaxis]
     feather = np.where(seen, planes[2 * channels + 1], np.float32(0.0))
     w = ivar * feather
-    picture = corrected(np.ascontiguousarray(planes[:channels]), correction, corner[0] + left, corner[1] + row0)
+    picture = corrected(planes[:channels], correction, corner[0] + left, corner[1] + row0)
     here = (slice(None), slice(left, right))
     band.value[:, *here] += np.where(seen, picture, 0.0) * w
     band.weight[:, *here] += w

@@ -95,15 +95,20 @@ class PlanSession:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class StackSettings:
-    """Table [tiles] as far as the stack needs it, and the width of the blend at a tile's edge."""
+    """Table [tiles] as far as the stack needs it, and the width of the blend at a tile's edge.
+
+    Budget and threads leave no trace in the pixels.
+    """
 
     rejection: str = "auto"
     combine: str = "mean"
     kappa_low: float = 3.0
     kappa_high: float = 3.0
     weights: str = "noise"
+    kernel: str = "kriging"
     feather_fraction: float = 0.1
     band_budget_bytes: int = 512 << 20
+    threads: int = 1
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

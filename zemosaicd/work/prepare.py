@@ -1,7 +1,7 @@
 """Phases 0 and 1 in a worker: a file becomes facts, and a frame becomes a cache, a star list and a solution.
 
-A frame's cache is its calibrated plane as float32 `.npy`: the CFA (H, W), a mono plane (H, W), or colour planes
-(H, W, C); rows as stored in the file. Demosaic belongs to the warp (Phase 3). What enters pixels is a function of the
+A frame's cache is its calibrated plane as `.npy`: the CFA (H, W), a mono plane (H, W), or colour planes (H, W, C); rows
+as stored in the file. Demosaic belongs to the warp (Phase 3). What enters pixels is a function of the
 frame's bytes and the configuration alone (C7).
 """
 
@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import resource
 import time
+from collections.abc import Mapping
 from dataclasses import replace
 from datetime import UTC, datetime
 from pathlib import Path
@@ -17,6 +18,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from zemosaicd.core import headers
+from zemosaicd.core.cards import number
 from zemosaicd.model import (
     FrameFacts,
     Incomplete,
@@ -70,7 +72,7 @@ def prepare_frame(job: PrepareFrame) -> PreparedFrame:
     stars = find_stars(measured, facts.bayer)
     fwhm_px, ellipticity = shape(stars)
     found = locate(stars, facts, _year(facts.observed_s), read_cone)
-    write_npy(Path(job.cache), pixels, overwrite=True)
+    write_cache(job.cache, raw, pixels)
     return PreparedFrame(
         frame=raw.frame,
         path=job.path,
@@ -99,7 +101,30 @@ def rebuild_cache(job: RebuildCache) -> None:
     if raw.frame != job.frame:
         message = f"{job.path} has changed since it was measured"
         raise Rejected(Reason(rule="frame_changed", value=raw.frame, threshold=job.frame, message=message))
-    write_npy(Path(job.cache), pixels, overwrite=True)
+    write_cache(job.cache, raw, pixels)
+
+
+def write_cache(path: str, raw: fitsio.RawFrame, pixels: NDArray[np.float32]) -> None:
+    """Publishes a frame's cache: in the file's own 16 bits where its numbers were whole (half the bytes), else float32.
+
+    A repaired pixel is rounded to a whole number then, far below its noise.
+    """
+    kind = whole_numbers(raw.cards)
+    stored = pixels if kind is None else np.rint(pixels).astype(kind)
+    write_npy(Path(path), stored, overwrite=True)
+
+
+def whole_numbers(cards: Mapping[str, object]) -> np.dtype[np.uint16] | np.dtype[np.int16] | None:
+    """The 16-bit type that holds a file's pixels exactly, from its header; None if there is none."""
+    zero, scale = number(cards, "BZERO") or 0.0, number(cards, "BSCALE")
+    if scale not in (None, 1.0) or "BLANK" in cards:
+        return None
+    match number(cards, "BITPIX"), zero:
+        case (16.0, 32768.0) | (8.0, 0.0):
+            return np.dtype(np.uint16)
+        case (16.0, 0.0):
+            return np.dtype(np.int16)
+    return None
 
 
 def _calibrated(

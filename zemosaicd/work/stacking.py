@@ -1,19 +1,22 @@
-"""Phase 3 in a worker: the frames of one tile, each with its transform to the tile's grid, combined band by band.
+"""Phase 3 in a worker: the frames of one tile, each with its transform to the tile's grid, combined window by window.
 
-Aligned copies never exist: for each band of output rows every frame gives just the rows that fall there, is warped
-(and demosaiced) onto the band, brought to the reference's sky and flux, judged and averaged. Peak memory is one band
-of samples, whatever the number of frames (M5), and the band's height leaves no trace in the pixels.
+Aligned copies never exist: for each window of the output every frame gives just the box that falls there, is levelled
+to the reference's sky and flux, warped (and demosaiced) onto the window, judged and averaged. Peak memory is the
+windows at work, whatever the number of frames (M5), and neither their shape nor how many are made at once leaves a
+trace in the pixels.
 
 A master tile is a FITS file: picture (C, H, W) float32 in the reference frame's ADU, NaN where nothing was seen;
 `WEIGHT` (C, H, W) inverse variance a pixel, ADU^-2; `COVERAGE` (H, W) frames that contribute in all channels (V1);
-`ALPHA` (H, W) 0..1, rising from every edge of the data (its feather).
+`REJECTED` (H, W) frames of which a sample was rejected; `ALPHA` (H, W) 0..1, rising from every edge of the data.
 """
 
 from __future__ import annotations
 
 import resource
 import time
-from collections.abc import Sequence
+from collections import deque
+from collections.abc import Iterator, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -21,11 +24,13 @@ import numpy as np
 from numpy.typing import NDArray
 
 from zemosaicd import sphere
-from zemosaicd.core.plan import band_bytes, band_of
+from zemosaicd.core.plan import window_bytes, window_of
 from zemosaicd.model import FramePlan, LogNote, Plan, Reason, TileFailed, TileSpec
 from zemosaicd.science import combine, coverage
-from zemosaicd.science.resample import Source, resample_band, source_rows_needed
-from zemosaicd.work.fitswrite import CardValue, FitsWriter, ImageSpec, write_fits
+from zemosaicd.science.kernels import Box
+from zemosaicd.science.lattices import ILLUMINATION_TERMS, Levels
+from zemosaicd.science.resample import NOISE_GAIN, NOTHING, Kernel, Source, resample, source_box
+from zemosaicd.work.fitswrite import CardValue, ImageSpec, write_fits
 from zemosaicd.work.jobs import PhaseMade, StackSettings, StackTile
 from zemosaicd.work.planfiles import read_plan
 from zemosaicd.work.store import NpyPlane
@@ -35,16 +40,53 @@ TRANSPARENCY_LIMITS = (0.05, 20.0)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
-class Levels:
-    """How the frames of a tile are brought to its reference: n frames, c channels, float64.
+class Member:
+    """A frame as the tile sees it: its cache, the way from the grid to its pixels, and its levels."""
 
-    normalised = pixel * gain + offset; `weights` are inverse variances of the normalised samples (or all 1).
-    """
+    plane: NpyPlane
+    matrix: sphere.Matrix
+    levels: Levels
+    bayer: str
+    width: int
+    height: int
 
-    gain: F64
-    offset: F64
+    def into(self, window: Box, kernel: Kernel, values: NDArray[np.float32], seen: NDArray[np.bool_]) -> None:
+        """Fills values (C, h, w) and seen (h, w) with what this frame saw of a window of the grid."""
+        box = source_box(self.matrix, window, self.width, self.height, bayer=bool(self.bayer))
+        if box == NOTHING:
+            values[...], seen[...] = 0.0, False
+            return
+        left, top, right, bottom = box
+        pixels = self.plane.rows(top, bottom)[:, left:right]
+        source = Source(
+            pixels=pixels if pixels.ndim == 2 else np.moveaxis(pixels, 2, 0), bayer=self.bayer, corner=(left, top),
+            width=self.width, height=self.height, levels=self.levels,
+        )  # fmt: skip
+        resample(source, self.matrix, window, kernel=kernel, into=(values, seen))
+
+
+@dataclass(frozen=True, slots=True, kw_only=True, eq=False)
+class Stack:
+    """All that a window of a tile is made from; n frames, C channels. `weights` (n, C) float64."""
+
+    spec: TileSpec
+    members: Sequence[Member]
     weights: F64
     noise: combine.NoiseModel
+    rule: combine.Rule
+    kernel: Kernel
+
+    def window(self, rows: tuple[int, int], columns: tuple[int, int]) -> combine.Combined:
+        """One window (first, count), made with the neighbours' rows and columns that its judgement needs."""
+        halo = combine.halo_of(*rows, self.spec.grid.height)
+        side = combine.halo_of(*columns, self.spec.grid.width)
+        top, left = rows[0] - halo[0], columns[0] - side[0]
+        height, width = rows[1] + sum(halo), columns[1] + sum(side)
+        samples = np.empty((len(self.members), self.spec.channels, height, width), np.float32)
+        seen = np.empty((len(self.members), height, width), np.bool_)
+        for i, member in enumerate(self.members):
+            member.into((left, top, left + width, top + height), self.kernel, samples[i], seen[i])
+        return combine.combine(samples, seen, self.weights, self.rule, self.noise, halo=halo, side=side)
 
 
 def stack_tile(job: StackTile) -> PhaseMade:
@@ -58,7 +100,7 @@ def stack_tile(job: StackTile) -> PhaseMade:
         raise TileFailed(Reason(rule="mastertile_error_no_valid_images_from_cache", message=message))
     output = Path(job.output)
     output.parent.mkdir(parents=True, exist_ok=True)
-    figures, stats = _stack(plan, spec, frames, job.settings, output)
+    figures, stats = _stack(prepare(plan, spec, frames, job.settings), frames, job.settings, output)
     return PhaseMade(
         figures=figures,
         notes=(LogNote(level="debug", event="MT_COVERAGE_STATS", fields=stats),),
@@ -67,80 +109,138 @@ def stack_tile(job: StackTile) -> PhaseMade:
     )
 
 
-def levels_of(frames: Sequence[FramePlan], reference: FramePlan, by_noise: bool) -> Levels:
-    """Sky and flux of each frame against the reference; weights n/variance (DESIGN: depth is the number of frames)."""
-    low, high = TRANSPARENCY_LIMITS
-    sky = np.array([f.sky_adu for f in frames], np.float64)
-    noise = np.array([f.noise_adu for f in frames], np.float64)
-    photon = np.array([f.photon_adu for f in frames], np.float64)
-    transparency = np.clip([f.transparency for f in frames], low, high)[:, np.newaxis]
-    gain = np.broadcast_to(1.0 / transparency, sky.shape).copy()
-    zero = np.array(reference.sky_adu, np.float64)
-    variance = (noise * gain) ** 2
-    return Levels(
-        gain=gain,
-        offset=zero - sky * gain,
-        weights=1.0 / variance if by_noise else np.ones_like(variance),
-        noise=combine.NoiseModel(variance=variance, photon=photon * gain, pedestal=zero),
+def prepare(plan: Plan, spec: TileSpec, frames: Sequence[FramePlan], settings: StackSettings) -> Stack:
+    """What each frame needs to come to the tile. Weights are n/variance (DESIGN: depth is the number of frames)."""
+    reference, kernel = plan.frames[spec.reference], Kernel(settings.kernel)
+    levels = [levels_of(frame, reference) for frame in frames]
+    gain = np.array([level.gain for level in levels])
+    variance = (np.array([f.noise_adu for f in frames], np.float64) * gain) ** 2
+    photon = np.array([f.photon_adu for f in frames], np.float64) * gain
+    members = [
+        Member(
+            plane=NpyPlane.at(Path(frame.cache)), matrix=sphere.homography(spec.grid.wcs, frame.wcs), levels=level,
+            bayer=frame.facts.bayer, width=frame.facts.width, height=frame.facts.height,
+        )
+        for frame, level in zip(frames, levels, strict=True)
+    ]  # fmt: skip
+    return Stack(
+        spec=spec,
+        members=members,
+        weights=1.0 / variance if settings.weights == "noise" else np.ones_like(variance),
+        noise=combine.NoiseModel(variance=variance, photon=photon, pedestal=np.array(reference.sky_adu, np.float64)),
+        rule=combine.Rule(
+            method=combine.Method(settings.rejection),
+            average=combine.Average(settings.combine),
+            k_low=settings.kappa_low,
+            k_high=settings.kappa_high,
+            kernel_gain=NOISE_GAIN[kernel],
+        ),
+        kernel=kernel,
     )
+
+
+def levels_of(frame: FramePlan, reference: FramePlan) -> Levels:
+    """How a frame comes to the reference's sky and flux: pixel -> (pixel - sky) / transparency + reference sky."""
+    low, high = TRANSPARENCY_LIMITS
+    sky, zero = np.array(frame.sky_adu, np.float64), np.array(reference.sky_adu, np.float64)
+    nothing = np.zeros_like(sky)
+    return Levels(
+        gain=np.full_like(sky, 1.0 / min(max(frame.transparency, low), high)), zero=zero, sky=sky,
+        slope_x=nothing, slope_y=nothing, bowl=nothing, illumination=np.zeros((len(sky), ILLUMINATION_TERMS)),
+        middle=((frame.facts.width - 1) / 2, (frame.facts.height - 1) / 2),
+        radius=np.hypot(frame.facts.width, frame.facts.height) / 2,
+    )  # fmt: skip
+
+
+class _Tally:
+    """What is counted while the windows come in."""
+
+    def __init__(self, frames: int) -> None:
+        self.shallowest, self.deepest, self.rejected, self.samples = frames, 0, 0, 0
+
+    def add(self, band: combine.Combined) -> None:
+        """Counts a band."""
+        self.shallowest = min(self.shallowest, int(band.count.min(initial=self.shallowest, where=band.count > 0)))
+        self.deepest = max(self.deepest, int(band.count.max(initial=0)))
+        self.rejected += int(band.rejected.sum())
+        self.samples += int(band.samples.sum())
 
 
 def _stack(
-    plan: Plan, spec: TileSpec, frames: Sequence[FramePlan], settings: StackSettings, output: Path
+    stack: Stack, frames: Sequence[FramePlan], settings: StackSettings, output: Path
 ) -> tuple[dict[str, object], dict[str, object]]:
     """Writes the tile; returns its figures and its coverage's (V7)."""
+    spec = stack.spec
     height, width = spec.grid.height, spec.grid.width
-    levels = levels_of(frames, plan.frames[spec.reference], settings.weights == "noise")
-    rule = combine.Rule(
-        method=combine.Method(settings.rejection),
-        average=combine.Average(settings.combine),
-        k_low=settings.kappa_low,
-        k_high=settings.kappa_high,
-    )
-    rows, columns = shape = band_of(spec, settings.band_budget_bytes)
-    covered = np.zeros((height, width), np.bool_)
-    shallowest, deepest, rejected, samples = len(frames), 0, 0, 0
+    window = window_of(spec, settings.band_budget_bytes // settings.threads)
+    covered, tally = np.zeros((height, width), np.bool_), _Tally(len(frames))
     with write_fits(output, _images(spec, len(frames)), overwrite=True, mode=0o600) as writer:
-        for row0 in range(0, height, rows):
-            count = min(rows, height - row0)
-            windows = [
-                _window(spec, frames, levels, rule, (row0, count), (col0, min(columns, width - col0)))
-                for col0 in range(0, width, columns)
-            ]
-            band = windows[0] if len(windows) == 1 else _side_by_side(windows)
+        for row0, band in _bands(stack, window, settings.threads):
             seen = band.count > 0
             covered[row0 : row0 + len(seen)] = seen
-            shallowest = min(shallowest, int(band.count.min(initial=len(frames), where=seen)))
-            deepest = max(deepest, int(band.count.max(initial=0)))
-            rejected, samples = rejected + int(band.rejected.sum()), samples + int(band.samples.sum())
-            picture = np.where((band.weight > 0) & seen[:, :, np.newaxis], band.mean, np.float32(np.nan))
-            writer.write("", row0, _planes(picture))
-            writer.write("WEIGHT", row0, _planes(np.where(seen[:, :, np.newaxis], band.weight, np.float32(0))))
+            tally.add(band)
+            writer.write("", row0, _planes(np.where((band.weight > 0) & seen, band.mean, np.float32(np.nan))))
+            writer.write("WEIGHT", row0, _planes(np.where(seen, band.weight, np.float32(0))))
             writer.write("COVERAGE", row0, band.count)
-        if not deepest:
+            writer.write("REJECTED", row0, band.lost)
+        if not tally.deepest:
             reason = Reason(rule="empty_tile", value=0, threshold=1, message=f"tile {spec.tile}: no pixel was seen")
             raise TileFailed(reason)  # F31: a reason, not a black tile
-        _write_alpha(writer, covered, settings.feather_fraction * min(_short_side(frames), height, width))
+        short = min(min(f.facts.width, f.facts.height) for f in frames)
+        writer.write("ALPHA", 0, coverage.edge_weight(covered, settings.feather_fraction * min(short, height, width)))
     seen_fraction = float(covered.mean())
     stats: dict[str, object] = {
         "tile_id": spec.tile,
         "shape": f"{height}x{width}",
-        "min": 0 if seen_fraction < 1.0 else shallowest,
-        "max": deepest,
+        "min": 0 if seen_fraction < 1.0 else tally.shallowest,
+        "max": tally.deepest,
         "nonzero_frac": round(seen_fraction, 4),
         "n_used": len(frames),
     }
     return {
         "frames": len(frames),
-        "coverage_max": deepest,
+        "coverage_max": tally.deepest,
         "seen_fraction": seen_fraction,
-        "rejected_pct": round(100.0 * rejected / max(1, samples), 3),
-        "predicted_mb": round(band_bytes(spec, shape) / 1e6, 1),
+        "rejected_pct": round(100.0 * tally.rejected / max(1, tally.samples), 3),
+        "predicted_mb": round(settings.threads * window_bytes(spec, window) / 1e6, 1),
     }, stats
 
 
-def _short_side(frames: Sequence[FramePlan]) -> int:
-    return min(min(f.facts.width, f.facts.height) for f in frames)
+def _bands(stack: Stack, window: tuple[int, int], threads: int) -> Iterator[tuple[int, combine.Combined]]:
+    """(first row, band) of the tile from top to bottom; `threads` windows are made at once, and no more wait.
+
+    The kernels let go of the interpreter, so threads of one worker share its cores; the order of what is written, and
+    every bit of it, stays.
+    """
+    height, width = stack.spec.grid.height, stack.spec.grid.width
+    rows = [(r, min(window[0], height - r)) for r in range(0, height, window[0])]
+    columns = [(c, min(window[1], width - c)) for c in range(0, width, window[1])]
+    waiting = deque((r, c) for r in rows for c in columns)
+    made: deque[Future[combine.Combined]] = deque()
+    with ThreadPoolExecutor(threads) as pool:
+        try:
+            for row0, _ in rows:
+                parts: list[combine.Combined] = []
+                while len(parts) < len(columns):
+                    while waiting and len(made) < threads:
+                        made.append(pool.submit(stack.window, *waiting.popleft()))
+                    parts.append(made.popleft().result())
+                yield row0, parts[0] if len(parts) == 1 else _side_by_side(parts)
+        finally:
+            for future in made:
+                future.cancel()
+
+
+def _side_by_side(windows: Sequence[combine.Combined]) -> combine.Combined:
+    """The windows of one band as a band."""
+    return combine.Combined(
+        mean=np.concatenate([w.mean for w in windows], axis=2),
+        weight=np.concatenate([w.weight for w in windows], axis=2),
+        count=np.concatenate([w.count for w in windows], axis=1),
+        lost=np.concatenate([w.lost for w in windows], axis=1),
+        rejected=np.sum([w.rejected for w in windows], axis=0),
+        samples=np.sum([w.samples for w in windows], axis=0),
+    )
 
 
 def _images(spec: TileSpec, frames: int) -> list[ImageSpec]:
@@ -156,66 +256,11 @@ def _images(spec: TileSpec, frames: int) -> list[ImageSpec]:
         ImageSpec(name="", shape=cube, wcs=spec.grid.wcs, cards=cards),
         ImageSpec(name="WEIGHT", shape=cube, wcs=spec.grid.wcs, cards={"BUNIT": "ADU-2"}),
         ImageSpec(name="COVERAGE", shape=(height, width), dtype="uint16", wcs=spec.grid.wcs),
+        ImageSpec(name="REJECTED", shape=(height, width), dtype="uint16", wcs=spec.grid.wcs),
         ImageSpec(name="ALPHA", shape=(height, width), wcs=spec.grid.wcs),
     ]
 
 
 def _planes(band: NDArray[np.float32]) -> NDArray[np.float32]:
-    """(h, W, C) to the file's (C, h, W), or (h, W) for one channel."""
-    return band[:, :, 0] if band.shape[2] == 1 else np.moveaxis(band, 2, 0)
-
-
-def _write_alpha(writer: FitsWriter, covered: NDArray[np.bool_], feather_px: float) -> None:
-    writer.write("ALPHA", 0, coverage.edge_weight(covered, feather_px))
-
-
-def _window(
-    spec: TileSpec,
-    frames: Sequence[FramePlan],
-    levels: Levels,
-    rule: combine.Rule,
-    rows: tuple[int, int],
-    columns: tuple[int, int],
-) -> combine.Combined:
-    """One window (first, count) of the stack, with the neighbours' rows and columns that its judgement needs."""
-    halo = combine.halo_of(*rows, spec.grid.height)
-    side = combine.halo_of(*columns, spec.grid.width)
-    top, left = rows[0] - halo[0], columns[0] - side[0]
-    shape = (len(frames), rows[1] + sum(halo), columns[1] + sum(side))
-    samples = np.empty((*shape, spec.channels), np.float32)
-    seen = np.empty(shape, np.bool_)
-    for i, frame in enumerate(frames):
-        _warp(frame, spec, (top, left), (samples[i], seen[i]))
-        combine.normalise_band(samples[i], levels.offset[i], levels.gain[i])
-    return combine.combine_band(samples, seen, levels.weights, rule, levels.noise, halo=halo, side=side)
-
-
-def _side_by_side(windows: Sequence[combine.Combined]) -> combine.Combined:
-    """The windows of one band as a band: only a tile of very many frames is stacked in windows (M5)."""
-    return combine.Combined(
-        mean=np.concatenate([w.mean for w in windows], axis=1),
-        weight=np.concatenate([w.weight for w in windows], axis=1),
-        count=np.concatenate([w.count for w in windows], axis=1),
-        rejected=np.sum([w.rejected for w in windows], axis=0),
-        samples=np.sum([w.samples for w in windows], axis=0),
-    )
-
-
-def _warp(
-    frame: FramePlan, spec: TileSpec, corner: tuple[int, int], into: tuple[NDArray[np.float32], NDArray[np.bool_]]
-) -> None:
-    """The rows of one frame that fall on a window with this (top, left) corner, read and warped onto it."""
-    matrix = sphere.homography(spec.grid.wcs, frame.wcs)
-    facts, (first, col0) = frame.facts, corner
-    values, seen = into
-    count, width = seen.shape
-    top, bottom = source_rows_needed(
-        matrix, first, count, width, facts.height, facts.width, bayer=facts.bayer, col0=col0
-    )
-    if top >= bottom:
-        values[...], seen[...] = 0.0, False
-        return
-    with NpyPlane(Path(frame.cache)) as plane:
-        slab = plane.rows(top, bottom)
-    source = Source(pixels=slab, bayer=facts.bayer, row0=top, height=facts.height)
-    resample_band(source, matrix, first, count, width, col0=col0, into=into)
+    """(C, h, W) as the file has it: (h, W) for one channel."""
+    return band[0] if len(band) == 1 else band

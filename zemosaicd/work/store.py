@@ -14,8 +14,8 @@ import os
 import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import dataclass
 from pathlib import Path
-from types import TracebackType
 from typing import Any, BinaryIO, Self
 
 import numpy as np
@@ -105,42 +105,45 @@ def write_npy(path: Path, array: NDArray[Any], *, overwrite: bool = False, mode:
         file.write(rows.data if rows.size else b"")
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
 class NpyPlane:
-    """An open `.npy` array read by rows with pread: `shape` (rows first: (H, W) or (H, W, C)), `dtype`.
+    """A `.npy` array read by rows with pread: `shape` (rows first: (H, W) or (H, W, C)), `dtype`.
 
-    The header is checked against the file's length before anything is allocated, and pickles are never read (M10).
-    Raises OSError if it cannot be opened, Incomplete if it is not a whole, plain array of numbers.
+    It holds no open file: a tile of thousands of frames would run out of them (F24).
     """
 
-    def __init__(self, path: Path) -> None:
-        self.path = path
-        self._descriptor = os.open(path, os.O_RDONLY | os.O_NOFOLLOW | os.O_CLOEXEC)
-        try:
-            self.shape, self.dtype, self._offset = _npy_header(self._descriptor, path)
-        except BaseException:
-            os.close(self._descriptor)
-            raise
-        self._row_bytes = self.dtype.itemsize * math.prod(self.shape[1:])
+    path: Path
+    shape: tuple[int, ...]
+    dtype: np.dtype[Any]
+    offset: int
+
+    @classmethod
+    def at(cls, path: Path) -> Self:
+        """The header is checked against the file's length before anything is allocated; pickles are never read (M10).
+
+        Raises OSError if it cannot be opened, Incomplete if it is not a whole, plain array of numbers.
+        """
+        with _opened(path) as descriptor:
+            shape, dtype, offset = _npy_header(descriptor, path)
+        return cls(path=path, shape=shape, dtype=dtype, offset=offset)
 
     def rows(self, first: int, last: int) -> NDArray[Any]:
         """A new array of rows first (inclusive) to last (exclusive); IndexError outside the array."""
         if not 0 <= first <= last <= self.shape[0]:
             raise IndexError(f"rows {first} to {last} of {self.shape[0]}")
         out = np.empty((last - first, *self.shape[1:]), dtype=self.dtype)
-        pread_into(self._descriptor, out, self._offset + first * self._row_bytes)
+        with _opened(self.path) as descriptor:
+            pread_into(descriptor, out, self.offset + first * self.dtype.itemsize * math.prod(self.shape[1:]))
         return out
 
-    def close(self) -> None:
-        """Close the file; harmless when it is closed already."""
-        if self._descriptor >= 0:
-            os.close(self._descriptor)
-            self._descriptor = -1
 
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, _: TracebackType | None) -> None:
-        self.close()
+@contextmanager
+def _opened(path: Path) -> Iterator[int]:
+    descriptor = os.open(path, os.O_RDONLY | os.O_NOFOLLOW | os.O_CLOEXEC)
+    try:
+        yield descriptor
+    finally:
+        os.close(descriptor)
 
 
 def pread_into(descriptor: int, out: NDArray[Any], offset: int) -> None:
