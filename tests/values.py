@@ -7,6 +7,8 @@ from collections.abc import Iterable, Sequence
 from dataclasses import replace
 from typing import Any
 
+import numpy as np
+
 from zemosaicd import sphere
 from zemosaicd.core.plan import PlanSettings, make_plan
 from zemosaicd.model import (
@@ -20,6 +22,7 @@ from zemosaicd.model import (
     Solution,
     Wcs,
 )
+from zemosaicd.science.skylight import BlockMap
 
 WIDTH, HEIGHT = 96, 64
 SCALE_ARCSEC = 2.0
@@ -116,6 +119,9 @@ def prepared(number: int, **changes: Any) -> PreparedFrame:
         solution=where,
         unsolved=None,
         stars=b"",
+        blocks=BlockMap(
+            level=np.full((1, 1, 1), 1000.0, np.float32), noise=np.full((1, 1, 1), 10.0, np.float32)
+        ).to_bytes(),
         seconds=0.5,
         peak_rss_mb=100.0,
     )

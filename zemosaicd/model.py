@@ -152,6 +152,21 @@ class Measures:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class Trail:
+    """A straight trail: pixels with |a x + b y + c| <= half_width_px belong to it; a^2 + b^2 = 1, 0-based sensor px.
+
+    `peak_adu`: its mean height on the axis, `sigma`: how far the line stands out.
+    """
+
+    a: float
+    b: float
+    c: float
+    half_width_px: float
+    peak_adu: float
+    sigma: float
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class Solution:
     """Where a frame lies on the sky and how that is known.
 
@@ -171,7 +186,8 @@ class Solution:
 class PreparedFrame:
     """Phase 1's result for one frame.
 
-    `stars` is `science.stars.StarList.to_bytes()`; `solution` None: unsolved, and `unsolved` says why.
+    `stars` is `science.stars.StarList.to_bytes()`, `blocks` `science.skylight.BlockMap.to_bytes()`; `solution` None:
+    unsolved, and `unsolved` says why.
     """
 
     frame: FrameId
@@ -182,8 +198,24 @@ class PreparedFrame:
     solution: Solution | None
     unsolved: Reason | None
     stars: bytes
+    blocks: bytes
+    trails: tuple[Trail, ...] = ()
     seconds: float = 0.0
     peak_rss_mb: float = 0.0
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class FrameSky:
+    """What Phase 3 takes from a frame besides its level. Per-channel tuples as in Measures.
+
+    `slope_x, slope_y`: ADU a px, against the mean of the frame's group. `light`: sky light in ADU, `illumination`: the
+    terms of f = 1 + t0 r^2 + t1 r^4 (science.skylight); empty: the sensor is taken as evenly lit.
+    """
+
+    slope_x: tuple[float, ...]
+    slope_y: tuple[float, ...]
+    light: tuple[float, ...] = ()
+    illumination: tuple[float, ...] = ()
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -192,6 +224,7 @@ class FramePlan:
 
     `wcs`: the session's final solution of the frame. `transparency`: its flux scale against its group's reference.
     `photon_adu`: variance in ADU^2 per ADU of signal above the sky, per channel. `mount_mode` follows SPEC M1.
+    `trails`: those that no other frame shares.
     """
 
     frame: FrameId
@@ -208,6 +241,8 @@ class FramePlan:
     stars: int
     residual_px: float
     mount_mode: MountMode
+    sky: FrameSky | None = None
+    trails: tuple[Trail, ...] = ()
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -98,7 +98,11 @@ class PlanTable:
         0.35, "Pointings closer than this fraction of the field make one group.", unit="of the field", low=0.01, high=1
     )
     group_rotation_deg: float = key(
-        10.0, "Frames turned against each other by more make separate groups.", unit="deg", low=0.1, high=180
+        180.0,
+        "Frames turned against each other by more make separate groups; 180: none.",
+        unit="deg",
+        low=0.1,
+        high=180,
     )
     min_frames: int = key(1, "Groups with fewer frames make no tile.", unit="frames", low=1, high=1_000_000)
     max_mosaic_pixels: int = key(1_000_000_000, "A larger mosaic is refused.", unit="pixels", low=1, high=10**12)

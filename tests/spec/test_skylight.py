@@ -160,6 +160,20 @@ def test_blocks_without_data_say_nothing() -> None:
         assert holed[i].level == pytest.approx(whole[i].level, abs=12.0)
 
 
+def test_small_frames_keep_their_levels() -> None:
+    """Frames of a block or two have no slope that could be told; nothing is solved, and nothing fails."""
+    night = Night(5)
+    small = [
+        replace(f, blocks=BlockMap(level=f.blocks.level[:, :1, :2], noise=f.blocks.noise[:, :1, :2]))
+        for f in night.frames
+    ]
+    (planes,), light = solve_skies([small])
+    assert not light["S50"].used
+    for frame, plane in zip(small, planes, strict=True):
+        assert plane.level == pytest.approx(np.median(frame.blocks.level, axis=(1, 2)), rel=0.01)
+        assert not plane.slope_x.any()
+
+
 def test_block_maps_travel_as_bytes() -> None:
     """What is packed is unpacked; anything else is refused."""
     blocks = Night(1).frames[0].blocks

@@ -1,10 +1,10 @@
 """Phase 2: a closed set of frames becomes a tile plan.
 
 Pure and deterministic: the same frames and settings give the same plan, whatever order they arrived in (C7). Frames
-that may not mix (filter, camera, exposure, gain, binning, size, Bayer pattern, mount mode) never share a group (C3);
-within a group they share a pointing and an orientation. Every tile's grid is a window of its mosaic's lattice (one
-tangent plane, one scale, one orientation, whole-pixel offsets), so a tile lands in the mosaic without a second
-interpolation.
+that may not mix (filter, telescope, camera, exposure, gain, binning, size, Bayer pattern, mount mode) never share a
+group (C3); within a group they share a pointing, and, where `group_rotation_deg` asks for it, an orientation. Every
+tile's grid is a window of its mosaic's lattice (one tangent plane, one scale, one orientation, whole-pixel offsets), so
+a tile lands in the mosaic without a second interpolation.
 """
 
 from __future__ import annotations
@@ -33,7 +33,7 @@ class PlanSettings:
     batch_cap: int = 0
     batch_overlap: int = 0
     group_radius_fraction: float = 0.35
-    group_rotation_deg: float = 10.0
+    group_rotation_deg: float = 180.0
     min_frames: int = 1
     max_mosaic_pixels: int = 1_000_000_000
     sparse_limit: float = 12.0
@@ -52,6 +52,7 @@ def kind_of(frame: FramePlan) -> tuple[str, ...]:
     f = frame.facts
     return (
         mosaic_key(frame),
+        f.telescope,
         f.camera,
         f"{f.exposure_s:g}s",
         f.gain,

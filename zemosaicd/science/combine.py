@@ -12,13 +12,15 @@ The default rule, `auto`, judges a sample v_i against the median m of all frames
 with g, the local gradient: half of max - min of m over 3x3 pixels (it protects star cores, where seeing and resampling
 differ from frame to frame), K the kernel's noise gain, k = 3.5, c = 0.5, d = 0, K = 0.7. What is rejected then grows:
 per frame a 5x5 box with 8 rejected samples of its 75 (three channels; in proportion for others) marks its centre, marks
-widen by one pixel and take all channels. It works from three samples a pixel on; at fewer nothing can be judged and
-nothing is rejected. It never empties a pixel: of two camps of equal size the lower is kept, and growth that would leave
-nothing is taken back. kappa_sigma, by name, is SPEC M6's definition.
+widen by one pixel and take all channels. Trails that are known beforehand (`lines`) are out from the start. It works
+from three samples a pixel on; at fewer nothing can be judged and nothing is rejected. It never empties a pixel: of two
+camps of equal size the lower is kept, and lines and growth that would leave nothing are taken back. kappa_sigma, by
+name, is SPEC M6's definition.
 """
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from enum import StrEnum
 
@@ -122,13 +124,15 @@ def combine(
     halo: tuple[int, int] = (0, 0),
     side: tuple[int, int] = (0, 0),
     weight_maps: Pixels | None = None,
+    lines: Sequence[tuple[int, Numbers]] = (),
 ) -> Combined:
     """Reject and average one window: samples float32 (n, C, R, W), seen bool (n, R, W), frames in canonical order.
 
     `weights` (n,) or (n, C) are a frame's, `weight_maps` float32 (n, R, W) multiply them pixel by pixel (0 adds
     nothing, but takes part in judging). `halo`: rows above and below that are there for the neighbours, `side`:
-    columns left and right, likewise (both by `halo_of`). Deterministic; beside the samples it needs a byte a frame and
-    pixel. ValueError: shapes that do not fit, more than 65535 frames or 6 channels, `auto` without a noise model.
+    columns left and right, likewise (both by `halo_of`). `lines`: (frame, its trail as `rejection.mark_line` has it),
+    which `auto` takes out beforehand. Deterministic; beside the samples it needs a byte a frame and pixel. ValueError:
+    shapes that do not fit, more than 65535 frames or 6 channels, `auto` without a noise model.
     """
     n, channels, height, width = samples.shape
     maps = np.empty((0, 0, 0), np.float32) if weight_maps is None else weight_maps
@@ -142,7 +146,7 @@ def combine(
     cube, codes = np.ascontiguousarray(samples), np.empty(seen.shape, np.uint8)
     rejection.first_codes(seen, codes)
     if n >= rejection.MIN_JUDGED:
-        _reject(cube, codes, rule, noise)
+        _reject(cube, codes, rule, noise, lines)
     corner, shape = (halo[0], side[0]), (height - sum(halo), width - sum(side))
     mean, weight = np.empty((2, channels, *shape), np.float32)
     rejection.average(cube, codes, frame_weights, maps, corner, mean, weight)
@@ -163,7 +167,9 @@ def _medians(cube: Pixels, codes: Codes) -> tuple[Pixels, Pixels, NDArray[np.int
     return centre, low, count
 
 
-def _reject(cube: Pixels, codes: Codes, rule: Rule, noise: NoiseModel | None) -> None:
+def _reject(
+    cube: Pixels, codes: Codes, rule: Rule, noise: NoiseModel | None, lines: Sequence[tuple[int, Numbers]]
+) -> None:
     """Mark what the rule rejects."""
     match rule.method:
         case Method.KAPPA_SIGMA:
@@ -173,15 +179,19 @@ def _reject(cube: Pixels, codes: Codes, rule: Rule, noise: NoiseModel | None) ->
         case Method.LINEAR_FIT:
             clipping.clip_sorted(cube, codes, True, rule.k_low, rule.k_high)
         case Method.AUTO:
-            _reject_by_noise(cube, codes, rule, noise)
+            _reject_by_noise(cube, codes, rule, noise, lines)
         case Method.NONE:
             pass
 
 
-def _reject_by_noise(cube: Pixels, codes: Codes, rule: Rule, noise: NoiseModel | None) -> None:
+def _reject_by_noise(
+    cube: Pixels, codes: Codes, rule: Rule, noise: NoiseModel | None, lines: Sequence[tuple[int, Numbers]]
+) -> None:
     n, channels = cube.shape[:2]
     if noise is None or noise.variance.shape != (n, channels) or noise.photon.shape != (n, channels):
         raise ValueError(f"the rule 'auto' needs a noise model of {n} frames and {channels} channels")
+    for frame, line in lines:
+        rejection.mark_line(codes[frame], line)
     centre, low, count = _medians(cube, codes)
     gradient = np.empty_like(centre)
     rejection.gradients(centre, count, gradient)
@@ -193,4 +203,4 @@ def _reject_by_noise(cube: Pixels, codes: Codes, rule: Rule, noise: NoiseModel |
     if rule.grow:
         judged = count[0] >= rejection.MIN_JUDGED
         rejection.grow(codes, judged, channels, -(-GROW_LEAST * channels // 3))
-        rejection.restore(codes, channels)
+    rejection.restore(codes, channels)

@@ -103,6 +103,25 @@ def sky_and_noise(plane: NDArray[np.float32], bayer: str) -> tuple[tuple[float, 
     return tuple(sky for sky, _ in measured), tuple(noise for _, noise in measured)
 
 
+def block_levels(plane: NDArray[np.float32], bayer: str) -> tuple[Float32, Float32]:
+    """(levels, noise) of blocks of 128 px, float32 (C, rows, columns), C = 3 in R, G, B order or 1 for mono (`bayer`
+    ""): the clipped mean of a block's photosites of a colour, and the standard deviation of one of them (both greens
+    together: of their mean). NaN where a block has no data.
+    """
+    pixels = np.asarray(plane, np.float32)
+    shape = max(1, pixels.shape[0] // BLOCK_PX), max(1, pixels.shape[1] // BLOCK_PX)
+    lattices = (
+        [[pixels[r::2, c::2] for r, c in colour_offsets(bayer, k)] for k in ("R", "G", "B")] if bayer else [[pixels]]
+    )
+    levels, noises = [], []
+    for own in lattices:
+        blocks = [_block_statistics(lattice, BLOCK_PX // (2 if bayer else 1), 1 if bayer else 2) for lattice in own]
+        both = np.mean(blocks, axis=0).reshape(*shape, 2)
+        levels.append(both[:, :, 0])
+        noises.append(both[:, :, 1] / math.sqrt(len(own)))
+    return np.array(levels, np.float32), np.array(noises, np.float32)
+
+
 def _level_and_noise(lattices: list[Float32], block: int, step: int) -> tuple[float, float]:
     """Sky and noise over the blocks of one or more lattices of a colour (`step`: distance of the differences)."""
     blocks = np.concatenate([_block_statistics(lattice, block, step) for lattice in lattices])

@@ -32,6 +32,21 @@ def first_codes(seen: Flags, codes: Codes) -> None:
 
 
 @njit(cache=True, nogil=True)
+def mark_line(codes: Codes, line: Numbers) -> None:
+    """Add GROWN to the seen samples of one frame, codes (R, W), that lie on a trail.
+
+    `line` float64 (7,): a, b, c, half, p, q, r; on it are window pixels with |a x + b y + c| <= half (p x + q y + r),
+    which is a band about a straight line of the frame as a homography shows it.
+    """
+    a, b, c, half, p, q, r0 = line
+    for r in range(codes.shape[0]):
+        code = codes[r]
+        for x in range(codes.shape[1]):
+            on = abs(a * x + b * r + c) <= half * (p * x + q * r + r0)
+            code[x] |= GROWN if on & (code[x] & UNSEEN == 0) else np.uint8(0)
+
+
+@njit(cache=True, nogil=True)
 def gradients(centre: Pixels, count: Counts, out: Pixels) -> None:
     """out (C, R, W): half of max - min of the median over 3x3 pixels (fewer at the edges); +inf: judge nothing."""
     channels, rows, width = centre.shape

@@ -109,7 +109,8 @@ class Illumination:
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
 class SkyPlane:
-    """A frame's own sky, float64 (C,): `level` in the middle of the sensor, slopes a px, and `light`: level - black.
+    """A frame's own sky, float64 (C,): `level` in the middle of the sensor (NaN: no data), slopes a px, `light`: level
+    over black.
 
     The mean plane of a group's frames belongs to the sky that they have in common, so slopes are differences.
     """
@@ -218,7 +219,8 @@ def _system(group: _Group, frames: I64, terms: F64, weight: F64) -> _System:
             inner = np.linalg.solve((basis * w[:, np.newaxis]).T @ basis, mixed)
             normal[k] -= inner.T @ mixed
             target[k] -= inner.T @ flat
-    ridge = RIDGE * np.maximum(normal[:, np.arange(nodes), np.arange(nodes)].max(axis=1), 1e-30)
+    highest = normal[:, np.arange(nodes), np.arange(nodes)].max(axis=1)
+    ridge = np.where(highest > 0.0, RIDGE * highest, 1.0)
     normal[:, np.arange(nodes), np.arange(nodes)] += ridge[:, np.newaxis]
     return _System(normal=normal, target=target, nodes=nodes)
 
@@ -250,9 +252,12 @@ def _residuals(group: _Group, terms: F64, nodes: F64) -> tuple[F64, F64]:
 
 @njit(cache=True, nogil=True)
 def _fit_plane(value: F64, weight: F64, basis: F64, plane: F64, off: F64) -> None:
-    """Robust plane (3,) through a frame's blocks (m,), and their residuals over their noise; 0 without data."""
+    """Robust plane (3,) through a frame's blocks (m,), and their residuals over their noise; NaN level without data."""
     good = np.flatnonzero(weight > 0.0)
-    if len(good) < LEAST_BLOCKS:
+    if len(good) < LEAST_BLOCKS:  # too few for a slope
+        plane[0] = np.median(value[good]) if len(good) > 0 else np.nan
+        for b in good:
+            off[b] = (value[b] - plane[0]) * math.sqrt(weight[b])
         return
     pull, size = np.ones(len(good)), np.empty(len(good))
     for _ in range(ROUNDS):
@@ -326,12 +331,14 @@ def _planes(group: _Group, light: Illumination) -> list[SkyPlane]:
     """The frames' own skies under an illumination."""
     terms = np.array(light.terms) if light.used else np.zeros(TERMS)
     nodes = np.zeros((group.level.shape[1], len(group.places)))
-    if len(group.level) > 1:
+    comparable = group.level.shape[2] >= LEAST_BLOCKS  # else each keeps its own level, and none has a slope
+    if len(group.level) > 1 and comparable:
         weight = group.weight
         for _ in range(ROUNDS):
             nodes = _system(group, np.arange(len(group.level)), terms, weight).node_values(np.zeros(TERMS))
             weight = group.weight * _huber(_residuals(group, terms, nodes)[0])
-    planes = _gauged(group, _residuals(group, terms, nodes)[1], nodes)
+    planes = _residuals(group, terms, nodes)[1]
+    planes = _gauged(group, planes, nodes) if comparable else planes
     return [
         SkyPlane(level=p[:, 0] + group.black, slope_x=p[:, 1] / group.half, slope_y=p[:, 2] / group.half, light=p[:, 0])
         for p in planes
@@ -346,7 +353,8 @@ def _gauged(group: _Group, planes: F64, nodes: F64) -> F64:
     affine = [np.linalg.lstsq(group.basis, c.T, rcond=None)[0] for c in group.common]  # (3, 2): s of (1, x, y)
     slope = np.array([np.linalg.solve(a[1:], p[:, 1:].T).T for a, p in zip(affine, planes, strict=True)])  # (n, C, 2)
     t = group.transparency
-    b = slope.sum(axis=0) / t.sum(axis=0)[:, np.newaxis]
+    known = np.isfinite(planes[:, :, 0])
+    b = slope.sum(axis=0) / np.maximum((t * known).sum(axis=0), 1e-12)[:, np.newaxis]
     a = -(nodes + b @ group.places.T).mean(axis=1)
     out = planes.copy()
     for i, m in enumerate(affine):

@@ -1,21 +1,24 @@
 """Trails of satellites and aircraft: straight lines of light across one frame, found by summing along all lines.
 
-Knows one plane at a time. The frame is averaged in cells of 4 px, cleared of its sky, clipped so that stars count for
-little, and summed along lines (Radon transform) in cells of 16 px; a line that stands out is refined in the small cells
-and its profile measured. A trail far below the noise of a pixel is found that way, and so are the wings of bright ones
-that no judgement pixel by pixel can see. Lines run across the whole frame: satellites do, and what is masked in vain on
-the rest of the line costs little.
+Knows one plane at a time, and the lines of a group's frames. The frame is averaged in cells of 4 px, cleared of its
+sky, clipped so that stars count for little, and summed along lines (Radon transform) in cells of 16 px; a line that
+stands out is refined in the small cells and its profile measured. A trail far below the noise of a pixel is found that
+way, and so are the wings of bright ones that no judgement pixel by pixel can see. Lines run across the whole frame:
+satellites do, and what is masked in vain on the rest of the line costs little.
 """
 
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
+from collections.abc import Sequence
 
 import cv2
 import numpy as np
 from numba import njit
 from numpy.typing import NDArray
+
+from zemosaicd.model import Trail
+from zemosaicd.sphere import Matrix, apply_plane, inverse
 
 F32 = NDArray[np.float32]
 F64 = NDArray[np.float64]
@@ -42,21 +45,9 @@ WING_SIGMA, WING_SHARE = 3.0, 0.005
 MARGIN_PX = 2.0
 """What distortion and a wobble may bend a trail by, added on both sides."""
 SMALLEST_SIDE_PX = 256
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Trail:
-    """A straight trail: pixels with |a x + b y + c| <= half_width_px belong to it; a^2 + b^2 = 1, 0-based sensor px.
-
-    `peak_adu`: its mean height on the axis, `sigma`: how far the line stands out.
-    """
-
-    a: float
-    b: float
-    c: float
-    half_width_px: float
-    peak_adu: float
-    sigma: float
+SAME_PX = 8.0
+SHARED_PART = 0.2
+"""A line that so many of a group's frames show (and two at least) within SAME_PX is no satellite."""
 
 
 def find_trails(plane: F32) -> tuple[Trail, ...]:
@@ -78,6 +69,45 @@ def find_trails(plane: F32) -> tuple[Trail, ...]:
         if trail is not None:
             trails.append(trail)
     return tuple(trails)
+
+
+def own_trails(
+    trails: Sequence[Sequence[Trail]], to_common: Sequence[Matrix], size: tuple[int, int]
+) -> list[tuple[Trail, ...]]:
+    """Of each frame's trails, those that it does not share with many others of its group.
+
+    What several frames show at the same place of the sky or of the sensor is an edge of a nebula or a fault of the
+    camera, not a satellite. `to_common`: frame px -> px of the group's common plane; `size`: (width, height) of all.
+    """
+    back = [inverse(m) for m in to_common]
+    most = max(2.0, SHARED_PART * len(trails))
+
+    def sharers(i: int, trail: Trail) -> int:
+        ends = _ends(trail, size)
+        on_sensor, on_sky = set(), set()
+        for j, others in enumerate(trails):
+            there = [apply_plane(back[j], *apply_plane(to_common[i], *end)) for end in ends]
+            for other in others if j != i else ():
+                on_sensor |= {j} if _lie_on(ends, other) else set()
+                on_sky |= {j} if _lie_on(there, other) else set()
+        return max(len(on_sensor), len(on_sky))
+
+    return [tuple(t for t in some if sharers(i, t) < most) for i, some in enumerate(trails)]
+
+
+def _ends(trail: Trail, size: tuple[int, int]) -> list[tuple[float, float]]:
+    """Where a line enters and leaves a frame (width, height)."""
+    across = []
+    for x in (0.0, size[0] - 1.0):
+        across += [(x, -(trail.a * x + trail.c) / trail.b)] if trail.b else []
+    for y in (0.0, size[1] - 1.0):
+        across += [(-(trail.b * y + trail.c) / trail.a, y)] if trail.a else []
+    inside = [(x, y) for x, y in across if -0.5 <= x <= size[0] - 0.5 and -0.5 <= y <= size[1] - 0.5]
+    return [min(inside), max(inside)] if inside else []
+
+
+def _lie_on(points: Sequence[tuple[float, float]], trail: Trail) -> bool:
+    return bool(points) and all(abs(trail.a * x + trail.b * y + trail.c) <= SAME_PX for x, y in points)
 
 
 def _flat_cells(plane: F32) -> tuple[F32, float]:

@@ -14,6 +14,7 @@ from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
+from numpy.typing import NDArray
 
 from zemosaicd import sphere
 from zemosaicd.core import mount
@@ -21,6 +22,7 @@ from zemosaicd.core.plan import PlanSettings, kind_of, make_plan, pointings, ref
 from zemosaicd.model import (
     FrameId,
     FramePlan,
+    FrameSky,
     Grid,
     LeftOut,
     LogNote,
@@ -31,8 +33,11 @@ from zemosaicd.model import (
 )
 from zemosaicd.science.photometry import frame_scales
 from zemosaicd.science.registration import FrameStars, JointSolution, Registered, solve_session
+from zemosaicd.science.skylight import BlockMap, solve_skies
+from zemosaicd.science.skylight import FrameSky as SeenSky
 from zemosaicd.science.stars import StarList
 from zemosaicd.science.tie import tie_session
+from zemosaicd.science.trails import own_trails
 from zemosaicd.work.catalogue import read_cone
 from zemosaicd.work.jobs import PhaseMade, PlanSession
 from zemosaicd.work.planfiles import read_request, write_plan
@@ -60,9 +65,10 @@ def plan_session(job: PlanSession) -> PhaseMade:
         else:
             frames.append(_frame_plan(frame, solution, place, request.mount_mode))
     frames = _with_transparency(frames, {f.frame: StarList.from_bytes(f.stars) for f in prepared}, request.settings)
+    frames, light = _with_skies(frames, {f.frame: f for f in prepared}, request.settings)
     plan = make_plan(frames, left_out, request.settings)
     seconds, peak = time.perf_counter() - started, resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
-    plan = replace(plan, figures=_figures(joint) | {"seconds": seconds, "peak_rss_mb": peak})
+    plan = replace(plan, figures=_figures(joint) | light | {"seconds": seconds, "peak_rss_mb": peak})
     write_plan(plan, Path(job.plan_path))
     fields: dict[str, object] = {
         "frames": len(frames),
@@ -198,6 +204,60 @@ def _with_transparency(
             scales = frame_scales([stars[f.frame] for f in group], [f.wcs for f in group], best)
             scaled += [replace(f, transparency=s.transparency) for f, s in zip(group, scales, strict=True)]
     return scaled
+
+
+def _with_skies(
+    frames: Sequence[FramePlan], prepared: dict[FrameId, PreparedFrame], settings: PlanSettings
+) -> tuple[list[FramePlan], dict[str, float | None]]:
+    """Each frame's own sky and trails against its pointing, and its camera's illumination; the latter in figures."""
+    groups = [
+        group
+        for kind in sorted({kind_of(f) for f in frames})
+        for group in pointings([f for f in frames if kind_of(f) == kind], settings)
+    ]
+    seen: list[list[SeenSky]] = []
+    ways: list[list[sphere.Matrix]] = []
+    for group in groups:
+        ways.append([sphere.homography(f.wcs, group[0].wcs) for f in group])
+        seen.append(
+            [
+                SeenSky(
+                    blocks=BlockMap.from_bytes(prepared[f.frame].blocks), to_common=way,
+                    transparency=np.full(f.facts.channels, f.transparency), width=f.facts.width, height=f.facts.height,
+                    camera=f"{f.facts.telescope}/{f.facts.camera}/{f.facts.binning}/{f.facts.width}x{f.facts.height}",
+                )
+                for f, way in zip(group, ways[-1], strict=True)
+            ]
+        )  # fmt: skip
+    planes, light = solve_skies(seen)
+    done: list[FramePlan] = []
+    for group, skies, own, way in zip(groups, planes, seen, ways, strict=True):
+        illumination = light[own[0].camera]
+        size = group[0].facts.width, group[0].facts.height
+        trails = own_trails([prepared[f.frame].trails for f in group], way, size)
+        for frame, sky, trail in zip(group, skies, trails, strict=True):
+            own_sky = FrameSky(
+                slope_x=_tuple(sky.slope_x), slope_y=_tuple(sky.slope_y),
+                light=_tuple(sky.light) if illumination.used else (),
+                illumination=illumination.terms if illumination.used else (),
+            )  # fmt: skip
+            level = tuple(a if math.isfinite(a) else b for a, b in zip(_tuple(sky.level), frame.sky_adu, strict=True))
+            done.append(replace(frame, sky_adu=level, sky=own_sky, trails=trail))
+    used = [i for i in light.values() if i.used]
+    figures: dict[str, float | None] = {
+        "illumination_dimming": max((i.dimming for i in used), default=0.0),
+        "illumination_doubt": _known(max((i.doubt for i in light.values()), default=math.nan)),
+        "trails": float(sum(len(f.trails) for f in done)),
+    }
+    return done, figures
+
+
+def _tuple(values: NDArray[np.float64]) -> tuple[float, ...]:
+    return tuple(float(v) for v in values)
+
+
+def _known(value: float) -> float | None:
+    return value if math.isfinite(value) else None
 
 
 def _figures(joint: JointSolution) -> dict[str, float | None]:

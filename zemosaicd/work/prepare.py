@@ -30,8 +30,10 @@ from zemosaicd.model import (
     ZemosaicdError,
 )
 from zemosaicd.science.astrometry import locate
-from zemosaicd.science.frame import repair_hot_pixels, sky_and_noise
+from zemosaicd.science.frame import block_levels, repair_hot_pixels, sky_and_noise
+from zemosaicd.science.skylight import BlockMap
 from zemosaicd.science.stars import find_stars, shape
+from zemosaicd.science.trails import find_trails
 from zemosaicd.work import fitsio
 from zemosaicd.work.catalogue import read_cone
 from zemosaicd.work.jobs import HeaderRead, PrepareFrame, ReadHeaders, RebuildCache
@@ -72,6 +74,7 @@ def prepare_frame(job: PrepareFrame) -> PreparedFrame:
     stars = find_stars(measured, facts.bayer)
     fwhm_px, ellipticity = shape(stars)
     found = locate(stars, facts, _year(facts.observed_s), read_cone)
+    trails = find_trails(measured)
     write_cache(job.cache, raw, pixels)
     return PreparedFrame(
         frame=raw.frame,
@@ -90,6 +93,8 @@ def prepare_frame(job: PrepareFrame) -> PreparedFrame:
         solution=found if isinstance(found, Solution) else None,
         unsolved=found if isinstance(found, Reason) else None,
         stars=stars.to_bytes(),
+        blocks=_blocks(pixels, facts.bayer).to_bytes(),
+        trails=trails,
         seconds=time.perf_counter() - started,
         peak_rss_mb=resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024,
     )
@@ -145,6 +150,16 @@ def _sky_and_noise(pixels: NDArray[np.float32], bayer: str) -> tuple[tuple[float
         return sky_and_noise(pixels, bayer)
     per_plane = [sky_and_noise(np.ascontiguousarray(pixels[:, :, c]), "") for c in range(pixels.shape[2])]
     return tuple(s[0] for s, _ in per_plane), tuple(n[0] for _, n in per_plane)
+
+
+def _blocks(pixels: NDArray[np.float32], bayer: str) -> BlockMap:
+    """Levels of the frame's blocks a channel: of a CFA's colours, a mono plane, or each colour plane."""
+    if pixels.ndim == 2:
+        level, noise = block_levels(pixels, bayer)
+    else:
+        each = [block_levels(np.ascontiguousarray(pixels[:, :, c]), "") for c in range(pixels.shape[2])]
+        level, noise = (np.concatenate([part[k] for part in each]) for k in (0, 1))
+    return BlockMap(level=level, noise=noise)
 
 
 def _mono(pixels: NDArray[np.float32]) -> NDArray[np.float32]:

@@ -12,6 +12,7 @@ A master tile is a FITS file: picture (C, H, W) float32 in the reference frame's
 
 from __future__ import annotations
 
+import math
 import resource
 import time
 from collections import deque
@@ -25,7 +26,7 @@ from numpy.typing import NDArray
 
 from zemosaicd import sphere
 from zemosaicd.core.plan import window_bytes, window_of
-from zemosaicd.model import FramePlan, LogNote, Plan, Reason, TileFailed, TileSpec
+from zemosaicd.model import FramePlan, FrameSky, LogNote, Plan, Reason, TileFailed, TileSpec, Trail
 from zemosaicd.science import combine, coverage
 from zemosaicd.science.kernels import Box
 from zemosaicd.science.lattices import ILLUMINATION_TERMS, Levels
@@ -46,9 +47,15 @@ class Member:
     plane: NpyPlane
     matrix: sphere.Matrix
     levels: Levels
+    trails: tuple[Trail, ...]
     bayer: str
     width: int
     height: int
+
+    def lines(self, left: int, top: int) -> list[F64]:
+        """The frame's trails as bands of a window that begins at (left, top) of the grid (rejection.mark_line)."""
+        m = np.array(self.matrix).reshape(3, 3) @ np.array([[1.0, 0.0, left], [0.0, 1.0, top], [0.0, 0.0, 1.0]])
+        return [np.concatenate([np.array([t.a, t.b, t.c]) @ m, [t.half_width_px], m[2]]) for t in self.trails]
 
     def into(self, window: Box, kernel: Kernel, values: NDArray[np.float32], seen: NDArray[np.bool_]) -> None:
         """Fills values (C, h, w) and seen (h, w) with what this frame saw of a window of the grid."""
@@ -86,7 +93,8 @@ class Stack:
         seen = np.empty((len(self.members), height, width), np.bool_)
         for i, member in enumerate(self.members):
             member.into((left, top, left + width, top + height), self.kernel, samples[i], seen[i])
-        return combine.combine(samples, seen, self.weights, self.rule, self.noise, halo=halo, side=side)
+        lines = [(i, line) for i, member in enumerate(self.members) for line in member.lines(left, top)]
+        return combine.combine(samples, seen, self.weights, self.rule, self.noise, halo=halo, side=side, lines=lines)
 
 
 def stack_tile(job: StackTile) -> PhaseMade:
@@ -119,7 +127,7 @@ def prepare(plan: Plan, spec: TileSpec, frames: Sequence[FramePlan], settings: S
     members = [
         Member(
             plane=NpyPlane.at(Path(frame.cache)), matrix=sphere.homography(spec.grid.wcs, frame.wcs), levels=level,
-            bayer=frame.facts.bayer, width=frame.facts.width, height=frame.facts.height,
+            trails=frame.trails, bayer=frame.facts.bayer, width=frame.facts.width, height=frame.facts.height,
         )
         for frame, level in zip(frames, levels, strict=True)
     ]  # fmt: skip
@@ -140,16 +148,23 @@ def prepare(plan: Plan, spec: TileSpec, frames: Sequence[FramePlan], settings: S
 
 
 def levels_of(frame: FramePlan, reference: FramePlan) -> Levels:
-    """How a frame comes to the reference's sky and flux: pixel -> (pixel - sky) / transparency + reference sky."""
+    """How a frame comes to the reference's sky and flux (science.lattices has the formula)."""
     low, high = TRANSPARENCY_LIMITS
     sky, zero = np.array(frame.sky_adu, np.float64), np.array(reference.sky_adu, np.float64)
-    nothing = np.zeros_like(sky)
+    own = frame.sky or FrameSky(slope_x=(0.0,) * len(sky), slope_y=(0.0,) * len(sky))
+    terms = np.zeros((len(sky), ILLUMINATION_TERMS))
+    terms[:, : len(own.illumination)] = own.illumination
     return Levels(
-        gain=np.full_like(sky, 1.0 / min(max(frame.transparency, low), high)), zero=zero, sky=sky,
-        slope_x=nothing, slope_y=nothing, bowl=nothing, illumination=np.zeros((len(sky), ILLUMINATION_TERMS)),
+        gain=np.full_like(sky, 1.0 / min(max(frame.transparency, low), high)),
+        zero=zero,
+        sky=sky,
+        slope_x=np.array(own.slope_x, np.float64),
+        slope_y=np.array(own.slope_y, np.float64),
+        bowl=np.array(own.light, np.float64) if own.light else np.zeros_like(sky),
+        illumination=terms,
         middle=((frame.facts.width - 1) / 2, (frame.facts.height - 1) / 2),
-        radius=np.hypot(frame.facts.width, frame.facts.height) / 2,
-    )  # fmt: skip
+        radius=math.hypot(frame.facts.width, frame.facts.height) / 2,
+    )
 
 
 class _Tally:
