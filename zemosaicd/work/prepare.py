@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import resource
 import time
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 from pathlib import Path
 
@@ -19,6 +19,7 @@ from numpy.typing import NDArray
 from zemosaicd.core import headers
 from zemosaicd.model import (
     FrameFacts,
+    FrameId,
     Incomplete,
     Measures,
     PreparedFrame,
@@ -28,7 +29,7 @@ from zemosaicd.model import (
     ZemosaicdError,
 )
 from zemosaicd.science.astrometry import locate
-from zemosaicd.science.frame import repair_hot_pixels, sky_and_noise
+from zemosaicd.science.frame import find_hot_pixels, sky_and_noise
 from zemosaicd.science.stars import find_stars, shape
 from zemosaicd.work import fitsio
 from zemosaicd.work.catalogue import read_cone
@@ -59,20 +60,18 @@ def read_headers(job: ReadHeaders) -> tuple[HeaderRead, ...]:
 def prepare_frame(job: PrepareFrame) -> PreparedFrame:
     """Phase 1: read, repair, measure, cache, solve. Raises Rejected for a frame without sky."""
     started = time.perf_counter()
-    raw, facts, pixels, hot = _calibrated(job)
-    if job.scale_arcsec:
-        facts = replace(facts, scale_arcsec=job.scale_arcsec)
-    measured = _mono(pixels)
-    sky, noise = _sky_and_noise(pixels, facts.bayer)
+    frame = _calibrated(job)
+    facts = replace(frame.facts, scale_arcsec=job.scale_arcsec) if job.scale_arcsec else frame.facts
+    sky, noise = _sky_and_noise(frame.pixels, facts.bayer)
     if not all(np.isfinite(sky)) or min(noise) <= 0.0:
         message = "a constant picture: cover closed, or no data"
         raise Rejected(Reason(rule="no_sky", value=min(noise), threshold=0.0, message=message))
-    stars = find_stars(measured, facts.bayer)
+    stars = find_stars(_mono(frame.pixels), facts.bayer)
     fwhm_px, ellipticity = shape(stars)
     found = locate(stars, facts, _year(facts.observed_s), read_cone)
-    write_npy(Path(job.cache), pixels, overwrite=True)
+    write_npy(Path(job.cache), frame.pixels, overwrite=True)
     return PreparedFrame(
-        frame=raw.frame,
+        frame=frame.frame,
         path=job.path,
         cache=job.cache,
         facts=facts,
@@ -82,8 +81,8 @@ def prepare_frame(job: PrepareFrame) -> PreparedFrame:
             fwhm_px=fwhm_px,
             ellipticity=ellipticity,
             stars=len(stars),
-            hot_pixels=hot,
-            saturated_fraction=float(np.mean(raw.pixels >= SATURATED)),
+            hot_pixels=frame.hot_pixels,
+            saturated_fraction=frame.saturated_fraction,
         ),
         solution=found if isinstance(found, Solution) else None,
         unsolved=found if isinstance(found, Reason) else None,
@@ -95,23 +94,37 @@ def prepare_frame(job: PrepareFrame) -> PreparedFrame:
 
 def rebuild_cache(job: RebuildCache) -> None:
     """The same cache again. Raises Rejected if the file no longer holds the frame that was measured."""
-    raw, _, pixels, _ = _calibrated(job)
-    if raw.frame != job.frame:
+    frame = _calibrated(job)
+    if frame.frame != job.frame:
         message = f"{job.path} has changed since it was measured"
-        raise Rejected(Reason(rule="frame_changed", value=raw.frame, threshold=job.frame, message=message))
-    write_npy(Path(job.cache), pixels, overwrite=True)
+        raise Rejected(Reason(rule="frame_changed", value=frame.frame, threshold=job.frame, message=message))
+    write_npy(Path(job.cache), frame.pixels, overwrite=True)
 
 
-def _calibrated(
-    job: PrepareFrame | RebuildCache,
-) -> tuple[fitsio.RawFrame, FrameFacts, NDArray[np.float32], int]:
-    """The frame as read, its facts, its repaired plane (H, W) or planes (H, W, C), and how many hot pixels it had."""
+@dataclass(frozen=True, slots=True, kw_only=True, eq=False)
+class _Calibrated:
+    """A frame, ready to be measured: `pixels` (H, W) repaired, or planes (H, W, C); `saturated_fraction` as read."""
+
+    frame: FrameId
+    facts: FrameFacts
+    pixels: NDArray[np.float32]
+    hot_pixels: int
+    saturated_fraction: float
+
+
+def _calibrated(job: PrepareFrame | RebuildCache) -> _Calibrated:
+    """The frame of a job's file."""
     raw = fitsio.read_frame(Path(job.path), job.budget)
     facts = headers.facts(raw.cards, Path(job.path).name)
-    if raw.pixels.ndim == 3:
-        return raw, facts, np.ascontiguousarray(np.moveaxis(raw.pixels, 0, 2)), 0
-    pixels, hot = repair_hot_pixels(raw.pixels, bool(facts.bayer))
-    return raw, facts, pixels, hot
+    saturated = np.count_nonzero(raw.pixels >= SATURATED) / raw.pixels.size
+    pixels, hot = raw.pixels, 0
+    if pixels.ndim == 3:
+        pixels = np.ascontiguousarray(np.moveaxis(pixels, 0, 2))
+    else:
+        places, medians = find_hot_pixels(pixels, bool(facts.bayer))
+        pixels.reshape(-1)[places] = medians  # nobody else has this array
+        hot = len(places)
+    return _Calibrated(frame=raw.frame, facts=facts, pixels=pixels, hot_pixels=hot, saturated_fraction=saturated)
 
 
 def _sky_and_noise(pixels: NDArray[np.float32], bayer: str) -> tuple[tuple[float, ...], tuple[float, ...]]:
