@@ -63,6 +63,23 @@ def test_units_do_not_matter(seed: int, factor: float) -> None:
     assert robust_spread(steps(scaled)) == pytest.approx(np.multiply(factor, robust_spread(steps(values))), rel=1e-6)
 
 
+@pytest.mark.parametrize("period", [3, 4, 7, 64, 129])
+def test_a_pattern_in_the_values_deceives_nobody(period: int) -> None:
+    """One value in `period` is quiet, the others are not: spread and level are those of the many."""
+    values = samples(5, 40000)
+    loud = np.arange(len(values)) % period > 0
+    spread = np.where(loud, np.abs(values - 1000), 0.01).astype(np.float32)
+    assert robust_spread(spread)[0] == pytest.approx(1.4826 * np.median(spread), rel=0.01)
+    assert robust_level(np.where(loud, values, 5000).astype(np.float32), 20.0) == pytest.approx(1000, abs=1.5)
+
+
+def test_half_a_block_of_padding_leaves_one_of_the_two_levels() -> None:
+    """Zeros and sky, half and half: one of them, and nothing between."""
+    values = samples(6)
+    values[::2] = 0
+    assert min(abs(robust_level(values, 20.0) - level) for level in (0, 1000)) < 2
+
+
 def test_F30_constant_values_have_no_spread() -> None:
     """Nothing moves: spread 0, and the level is the value."""
     assert robust_spread(np.zeros(100, np.float32)) == (0.0, 0.0)

@@ -21,7 +21,7 @@ CLIPPED_SHARE = 0.98658
 """Standard deviation of a unit Gaussian cut at 3 sigma."""
 BIWEIGHT_SIGMA = 3.0
 """Reach of the biweight: short, so that the location is that of the peak and the wings of stars count for little."""
-SAMPLE = 31
+SAMPLE, GOLDEN = 31, 0.6180339887498949
 BINS = 160
 SPREAD_BINS_A_MEDIAN = 12.0
 LEVEL_BINS_A_SIGMA = 8.0
@@ -30,10 +30,11 @@ MINIMUM_SAMPLES = 16
 
 @njit(cache=True, nogil=True)
 def _sample_median(values: Float32) -> float:
-    """Median of at most 31 values taken evenly from all: where to lay a histogram."""
-    n = len(values)
-    step = max(1, n // SAMPLE)
-    sample = np.sort(values[: step * min(n, SAMPLE) : step])
+    """One of the values, about in the middle: the median of 31 of them, taken in golden steps against any pattern."""
+    sample = np.empty(min(len(values), SAMPLE), np.float32)
+    for i in range(len(sample)):
+        sample[i] = values[int(len(values) * (i * GOLDEN % 1.0))]
+    sample.sort()
     return float(sample[len(sample) // 2])
 
 
@@ -49,27 +50,34 @@ def robust_spread(steps: Float32) -> tuple[float, float]:
         scale = float(np.mean(steps))
         if not scale > 0.0:
             return 0.0, 0.0
-    width = scale / SPREAD_BINS_A_MEDIAN
-    counts, squares = np.zeros(BINS, np.int64), np.zeros(BINS)
-    inverse = 1.0 / width
-    for d in steps:
-        k = d * inverse
-        if k < BINS:
-            counts[int(k)] += 1
-            squares[int(k)] += float(d) * d
-    half, below, k = 0.5 * len(steps), 0, 0
-    while k < BINS - 1 and below + counts[k] < half:
+    counts, squares, half = np.empty(BINS, np.int64), np.empty(BINS), 0.5 * len(steps)
+    while True:
+        inverse = SPREAD_BINS_A_MEDIAN / scale
+        counts[:], squares[:] = 0, 0.0
+        for d in steps:
+            k = d * inverse
+            if k < BINS:
+                counts[int(k)] += 1
+                squares[int(k)] += float(d) * d
+        if counts.sum() > half:
+            break
+        scale *= 8.0  # the few values that it was laid by were small ones
+    below, k = 0, 0
+    while below + counts[k] < half:
         below += counts[k]
         k += 1
-    median = width * (k + (half - below) / max(1, counts[k]))
-    first = MAD_TO_SIGMA * median if k or squares[0] > 0.0 else math.sqrt(0.5 * math.pi) * scale
-    sigma = first
+    median = (k + (half - below) / counts[k]) / inverse
+    first = MAD_TO_SIGMA * median if k or squares[0] > 0.0 else math.sqrt(0.5 * math.pi) * float(np.mean(steps))
+    sigma, before = first, -1
     for _ in range(4):
         total, n = 0.0, 0
         for i in range(min(BINS, int(CLIP_SIGMA * sigma * inverse + 0.5))):
             total += squares[i]
             n += counts[i]
         sigma = math.sqrt(total / n) / CLIPPED_SHARE if n else 0.0
+        if n == before:
+            break
+        before = n
     return first, sigma
 
 
@@ -77,27 +85,19 @@ def robust_spread(steps: Float32) -> tuple[float, float]:
 def robust_level(values: Float32, sigma: float) -> float:
     """Where most of the values lie, float32 (n,), n > 0: Tukey's biweight location with a reach of 3 `sigma`.
 
-    After Beaton and Tukey (1974, Technometrics 16, 147), started at the median. `sigma` 0 gives a median.
+    After Beaton and Tukey (1974, Technometrics 16, 147), started at about the median. `sigma` 0 gives that.
     """
     centre = _sample_median(values)
     if not sigma > 0.0:
         return centre
     inverse = LEVEL_BINS_A_SIGMA / sigma
     counts, sums = np.zeros(BINS, np.int64), np.zeros(BINS)
-    below = 0
     for v in values:
         k = (v - centre) * inverse + 0.5 * BINS
-        if k < 0.0:
-            below += 1
-        elif k < BINS:
+        if 0.0 <= k < BINS:
             counts[int(k)] += 1
             sums[int(k)] += v - centre
-    k = 0
-    while k < BINS - 1 and below + counts[k] < 0.5 * len(values):
-        below += counts[k]
-        k += 1
-    level = (k + 0.5 - 0.5 * BINS) / inverse
-    reach = BIWEIGHT_SIGMA * sigma
+    level, reach = 0.0, BIWEIGHT_SIGMA * sigma
     for _ in range(10):
         total, weights, before = 0.0, 0.0, level
         first = int(max(0.0, (level - reach) * inverse + 0.5 * BINS))
