@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import resource
 import signal
 import threading
 from dataclasses import dataclass
@@ -48,6 +49,19 @@ class Hold:
         Path(self.begun).write_text(f"{os.getpid()}\n")
         Path(self.go).read_text()
         return os.getpid()
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Churn:
+    """Fills and frees eight arrays of 3 MB together, twice; returns how many pages the second time had to ask for."""
+
+    def run(self) -> int:
+        before = 0
+        for _ in range(2):
+            before = resource.getrusage(resource.RUSAGE_SELF).ru_minflt
+            arrays = [np.ones(3 << 18, np.float32) for _ in range(8)]
+            del arrays
+        return resource.getrusage(resource.RUSAGE_SELF).ru_minflt - before
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

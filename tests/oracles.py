@@ -179,3 +179,56 @@ def colour_mask(bayer: str, colour: Colour, shape: tuple[int, int]) -> NDArray[n
     for row, column in colour_offsets(bayer, colour):
         mask[row::2, column::2] = True
     return mask
+
+
+# --- detection ----------------------------------------------------------------------------------------------------
+
+
+def smoothed(clean: Array) -> Array:
+    """The plane through [1 2 1] / 4 both ways, 0 beyond the border."""
+    padded = np.pad(np.asarray(clean, np.float64), 1)
+    rows = padded[:-2] + 2 * padded[1:-1] + padded[2:]
+    return (rows[:, :-2] + 2 * rows[:, 1:-1] + rows[:, 2:]) / 16
+
+
+def sources(clean: Array, noise: float, threshold: float, area: int, rise: float, share: float) -> Array:
+    """(n, 7) sources of a plane of uniform noise: x, y, flux, area, major, minor, area above half the peak.
+
+    Pixel by pixel: each above the threshold climbs from neighbour to highest neighbour; then, from the highest pass
+    between two summits down, a summit that does not rise `rise` sigma and `share` of the pass above it goes with the
+    other. Sorted by flux.
+    """
+    plane = smoothed(clean)
+    above = {(int(y), int(x)) for y, x in zip(*np.nonzero(plane > threshold * noise), strict=True)}
+
+    def around(at: tuple[int, int]) -> list[tuple[int, int]]:
+        return [(at[0] + j, at[1] + i) for j in (-1, 0, 1) for i in (-1, 0, 1) if (at[0] + j, at[1] + i) in above]
+
+    def summit(at: tuple[int, int]) -> tuple[int, int]:
+        higher = max(around(at), key=lambda p: (plane[p], -p[0], -p[1]))
+        return at if higher == at else summit(higher)
+
+    home = {at: summit(at) for at in above}
+    passes = sorted(
+        ((min(plane[a], plane[b]), a, b) for a in above for b in around(a) if a < b and home[a] != home[b]),
+        key=lambda p: -p[0],
+    )
+    for level, a, b in passes:
+        low, high = sorted((home[a], home[b]), key=lambda p: plane[p])
+        if plane[low] - level < max(rise * noise, share * level):
+            home = {at: high if top == low else top for at, top in home.items()}
+    found = []
+    for top in sorted(set(home.values())):
+        own = np.array([at for at, mine in home.items() if mine == top])
+        if len(own) >= area:
+            found.append(_described(plane, own, 0.5 * plane[top]))
+    return np.array(sorted(found, key=lambda row: -row[2])).reshape(-1, 7)
+
+
+def _described(plane: Array, own: NDArray[np.int64], half: float) -> list[float]:
+    values = plane[own[:, 0], own[:, 1]]
+    core, light = own[values >= half], values[values >= half]
+    y, x = np.average(core, axis=0, weights=light)
+    spread = np.cov(core.T, aweights=light, ddof=0) if len(core) > 1 else np.zeros((2, 2))
+    minor, major = np.sqrt(np.linalg.eigvalsh(spread) + 1 / 12)
+    return [x, y, values.sum(), len(own), major, minor, len(core)]

@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.fakejobs import Allocate, Echo, Fail, Hold, Note, Refuse, Surroundings
+from tests.fakejobs import Allocate, Churn, Echo, Fail, Hold, Note, Refuse, Surroundings
 from zemosaicd.model import TileFailed
 from zemosaicd.shell.executors import Executor, ExecutorClosed, Inline, Pool, WorkersCannotStart
 
@@ -240,3 +240,13 @@ def test_workers_that_cannot_start_are_fatal() -> None:
         await pool.aclose()
 
     asyncio.run(whole())
+
+
+def test_a_worker_keeps_memory_for_its_next_frame() -> None:
+    """What a job frees is there for the next without being asked for page by page (6,100 pages otherwise)."""
+
+    async def body(executor: Executor) -> None:
+        await executor.run(Churn())
+        assert await executor.run(Churn()) < 500
+
+    using(lambda: Pool(1), body)

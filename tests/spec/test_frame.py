@@ -1,4 +1,4 @@
-"""A raw frame's pixels, before any star is looked at: hot pixels, luminance, colours, sky and noise."""
+"""A raw frame's pixels, before any star is looked at: hot pixels, colours, sky and noise."""
 
 import numpy as np
 import pytest
@@ -9,8 +9,10 @@ from hypothesis.extra.numpy import arrays
 from tests.oracles import colour_mask
 from zemosaicd.science.frame import (
     binned_green,
+    binned_mono,
+    block_levels,
     colour_offsets,
-    luminance,
+    find_hot_pixels,
     repair_hot_pixels,
     sky_and_noise,
 )
@@ -90,6 +92,18 @@ class TestHotPixels:
         repaired, _ = repair_hot_pixels(plane, bayer)
         assert np.count_nonzero(repaired != plane) <= 2
 
+    @pytest.mark.parametrize("bayer", [True, False])
+    def test_they_are_named_with_what_to_put_there(self, bayer: bool) -> None:
+        """Places and values repair a plane in place just as the copy is repaired."""
+        plane = np.random.default_rng(6).normal(1000, 30, (90, 70)).astype(np.float32)
+        plane.reshape(-1)[[0, 500, 3333, 90 * 70 - 1]] += 2000
+        repaired, count = repair_hot_pixels(plane, bayer)
+        places, values = find_hot_pixels(plane, bayer)
+        assert {0, 500, 3333, 90 * 70 - 1} <= set(places.tolist())
+        plane.reshape(-1)[places] = values
+        np.testing.assert_array_equal(plane, repaired)
+        assert count == len(places)
+
     def test_V3_nan_stays_nan_and_is_no_neighbour(self) -> None:
         """A hot pixel beside NaN is still found, and NaN is not filled in."""
         plane = np.random.default_rng(4).normal(1000, 30, (60, 60)).astype(np.float32)
@@ -119,21 +133,6 @@ class TestHotPixels:
 
 
 class TestPlanes:
-    @given(arrays(np.float32, (6, 8), elements=st.floats(0, 60000, width=32)))
-    @settings(max_examples=30)
-    def test_luminance_is_the_mean_of_each_2x2_block(self, plane: np.ndarray) -> None:
-        """At [y, x] stands the mean of the 2x2 block that starts there."""
-        blocks = (plane[:-1, :-1] + plane[:-1, 1:] + plane[1:, :-1] + plane[1:, 1:]) / 4
-        np.testing.assert_allclose(luminance(plane)[:-1, :-1], blocks, rtol=1e-5, atol=1e-3)
-
-    @pytest.mark.parametrize("bayer", PATTERNS)
-    def test_luminance_has_no_colour_pattern(self, bayer: str) -> None:
-        """A frame of one colour gives one level everywhere, to the last row and column."""
-        plane = np.zeros((8, 10), np.float32)
-        for colour, level in (("R", 8.0), ("G", 4.0), ("B", 2.0)):
-            plane[colour_mask(bayer, colour, plane.shape)] = level
-        assert np.unique(luminance(plane)).tolist() == [4.5]
-
     @pytest.mark.parametrize("bayer", PATTERNS)
     def test_binned_green_is_the_mean_of_both_greens(self, bayer: str) -> None:
         """One value a block: the mean of its two greens, whatever the pattern; an odd last row or column is left."""
@@ -151,6 +150,15 @@ class TestPlanes:
         green = binned_green(plane, "RGGB")
         assert green[0, 0] == 1.0
         assert np.isnan(green[1, 0])
+
+    @given(arrays(np.float32, (7, 9), elements=st.floats(0, 60000, width=32)))
+    @settings(max_examples=30)
+    def test_binned_mono_is_the_mean_of_each_2x2_block(self, plane: np.ndarray) -> None:
+        """An odd last row or column is left; NaN makes its block NaN."""
+        blocks = plane[:6, :8].astype(np.float64).reshape(3, 2, 4, 2).mean(axis=(1, 3))
+        np.testing.assert_allclose(binned_mono(plane), blocks, rtol=1e-5, atol=1e-3)
+        plane[3, 2] = np.nan
+        assert np.argwhere(np.isnan(binned_mono(plane))).tolist() == [[1, 1]]
 
     @pytest.mark.parametrize("bayer", PATTERNS)
     def test_colours_share_out_the_block(self, bayer: str) -> None:
@@ -171,7 +179,7 @@ class TestSkyAndNoise:
     @pytest.mark.parametrize("bayer", PATTERNS)
     def test_each_colour_has_its_own(self, bayer: str) -> None:
         """Sky and noise of R, G, B, in that order, for every pattern."""
-        sky, noise = sky_and_noise(bayer_sky(np.random.default_rng(6), bayer, (512, 512)), bayer)
+        sky, noise = sky_and_noise(*block_levels(bayer_sky(np.random.default_rng(6), bayer, (512, 512)), bayer))
         np.testing.assert_allclose(sky, (800, 1000, 700), atol=3)
         np.testing.assert_allclose(noise, (30, 40, 20), rtol=0.04)
 
@@ -182,14 +190,14 @@ class TestSkyAndNoise:
         plane[:, :345] += 900 + 5 * rng.normal(0, 30, (768, 345)).astype(np.float32)
         for _ in range(40):
             add_star(plane, rng.uniform(0, 768), rng.uniform(0, 768), rng.uniform(1e3, 1e6), 1.5)
-        (sky,), (noise,) = sky_and_noise(plane, "")
+        (sky,), (noise,) = sky_and_noise(*block_levels(plane, ""))
         assert sky == pytest.approx(1000, abs=6)
         assert noise == pytest.approx(30, rel=0.05)
 
     def test_coarse_whole_numbers_are_resolved(self) -> None:
         """Twelve-bit data in steps of 16 ADU give a sky and a noise finer than the step."""
         plane = 16 * np.round(np.random.default_rng(8).normal(1003, 24, (512, 512)) / 16)
-        (sky,), (noise,) = sky_and_noise(plane.astype(np.float32), "")
+        (sky,), (noise,) = sky_and_noise(*block_levels(plane.astype(np.float32), ""))
         assert sky == pytest.approx(1003, abs=2)
         assert noise == pytest.approx(np.hypot(24, 16 / np.sqrt(12)), rel=0.05)
 
@@ -198,11 +206,11 @@ class TestSkyAndNoise:
         plane = np.random.default_rng(9).normal(500, 10, (512, 512)).astype(np.float32)
         plane[:128] = np.nan
         plane[:, :128] = 0.0
-        (sky,), (noise,) = sky_and_noise(plane, "")
+        (sky,), (noise,) = sky_and_noise(*block_levels(plane, ""))
         assert sky == pytest.approx(500, abs=2)
         assert noise == pytest.approx(10, rel=0.05)
-        assert np.isnan(sky_and_noise(np.full((64, 64), np.nan, np.float32), "RGGB")).all()
+        assert np.isnan(sky_and_noise(*block_levels(np.full((64, 64), np.nan, np.float32), "RGGB"))).all()
 
     def test_F30_a_constant_frame_has_its_level_and_no_noise(self) -> None:
         """A constant frame is told as what it is."""
-        assert sky_and_noise(np.full((100, 100), 7.0, np.float32), "") == ((7.0,), (0.0,))
+        assert sky_and_noise(*block_levels(np.full((100, 100), 7.0, np.float32), "")) == ((7.0,), (0.0,))

@@ -90,6 +90,16 @@ def test_C7_the_same_bytes_give_the_same_frame_whatever_the_name(tmp_path: Path)
     assert prepare(tmp_path, raw("GRBG", seed=2), BAYERPAT="GRBG").frame != first.frame
 
 
+def test_saturated_pixels_are_counted_as_they_were_read(tmp_path: Path) -> None:
+    """Single hot pixels at full scale are repaired in the cache, and still counted."""
+    pixels = raw()
+    pixels[::20, ::20] = 65535
+    made = prepare(tmp_path, pixels)
+    assert made.measures.saturated_fraction == (pixels == 65535).mean()
+    assert made.measures.hot_pixels >= (pixels == 65535).sum() > 40
+    assert np.load(tmp_path / "cache.npy").max() < 65000
+
+
 def test_an_unsolved_frame_says_why(tmp_path: Path) -> None:
     """Three stars are not enough: the frame is prepared all the same, with the rule and what was measured."""
     made = prepare(tmp_path, raw(), RA=10.0, DEC=20.0, PIXSCALE=2.0)

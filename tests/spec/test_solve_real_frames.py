@@ -13,7 +13,7 @@ from astropy.io import fits
 
 from zemosaicd.model import FrameFacts, Solution, Wcs
 from zemosaicd.science.astrometry import Hint, Unsolved, locate, solve
-from zemosaicd.science.frame import repair_hot_pixels, sky_and_noise
+from zemosaicd.science.frame import block_levels, repair_hot_pixels, sky_and_noise
 from zemosaicd.science.stars import StarList, find_stars, shape
 from zemosaicd.sphere import (
     direction,
@@ -84,7 +84,7 @@ def read(path: Path) -> Frame:
         observed_s=observed.timestamp(), scale_arcsec=206.264806 * pixel / header["FOCALLEN"], wcs=wcs_of(header),
     )  # fmt: skip
     plane, count = repair_hot_pixels(data, bool(facts.bayer))
-    sky, noise = sky_and_noise(plane, facts.bayer)
+    sky, noise = sky_and_noise(*block_levels(plane, facts.bayer))
     return Frame(
         folder=path.parent.name, facts=facts, year=2000.0 + (observed.timestamp() - 946728000.0) / 31557600.0,
         stars=find_stars(plane, facts.bayer), hot_pixels=count, sky=sky, noise=noise,

@@ -20,6 +20,11 @@ STARTED = struct.Struct("<qq")
 
 IGNORED = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP)
 _PR_SET_PDEATHSIG = 1
+_M_TRIM_THRESHOLD, _M_MMAP_THRESHOLD = -1, -3
+KEPT_BYTES = 64 * 1024**2
+LARGEST_KEPT_BYTES = 32 * 1024**2
+"""What of freed memory a worker keeps for its next frame: a page given back costs more, when it is asked for again,
+than most of what is done with it. Larger pieces go back at once."""
 _NOT_TRANSPORTABLE = (pickle.PickleError, TypeError, AttributeError, ValueError, ImportError, RecursionError)
 
 
@@ -60,6 +65,7 @@ def begin(beginnings: Beginnings, reports: Connection) -> None:
     ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)  # without it workers outlive a killed parent (M13)
     if os.getppid() != beginnings.parent:  # it died before we had asked
         os._exit(1)
+    keep_freed_memory()
     _warm(beginnings.warm_up)
     if beginnings.memory_bytes is not None:
         _, hard = resource.getrlimit(resource.RLIMIT_AS)
@@ -95,6 +101,14 @@ def _travels(error: Exception) -> bool:
         return type(pickle.loads(pickle.dumps(error))) is type(error)
     except _NOT_TRANSPORTABLE:
         return False
+
+
+def keep_freed_memory() -> None:
+    """Tell malloc; another C library than glibc may not know the call, and then decides for itself."""
+    mallopt = getattr(ctypes.CDLL(None), "mallopt", None)
+    if mallopt is not None:
+        mallopt(_M_MMAP_THRESHOLD, LARGEST_KEPT_BYTES)
+        mallopt(_M_TRIM_THRESHOLD, KEPT_BYTES)
 
 
 def _warm(name: str) -> None:

@@ -138,6 +138,18 @@ class Source:
             left -= len(part)
         return b"".join(parts)
 
+    def read_into(self, target: memoryview) -> int:
+        """Fills `target` (bytes) with what comes next; how many there were. A plain file is not copied on the way."""
+        done, count = 0, 1
+        while count and (rest := target[done : done + CHUNK]):
+            if self.packed:
+                part = self._unpacked(len(rest))
+                rest[: len(part)] = part
+            count = len(part) if self.packed else os.preadv(self.descriptor, [rest], self.position)
+            self._advance(count)
+            done += count
+        return done
+
     def skip_to(self, offset: int) -> bool:
         """Go forward to `offset`; False if the file ends before it."""
         if not self.packed:
@@ -154,10 +166,13 @@ class Source:
 
     def _some(self, size: int) -> bytes:
         part = self._unpacked(size) if self.packed else os.pread(self.descriptor, size, self.position)
-        self.position += len(part)
+        self._advance(len(part))
+        return part
+
+    def _advance(self, count: int) -> None:
+        self.position += count
         if self.position > self.budget.max_bytes:
             raise rejected("file.bytes", self.position, self.budget.max_bytes, "more bytes than frames.max_bytes")
-        return part
 
     def _unpacked(self, size: int) -> bytes:
         """Up to `size` bytes; b"" only at the proper end of the last gzip member."""

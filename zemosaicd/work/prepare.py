@@ -10,7 +10,7 @@ from __future__ import annotations
 import resource
 import time
 from collections.abc import Mapping
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 from pathlib import Path
 
@@ -21,6 +21,7 @@ from zemosaicd.core import headers
 from zemosaicd.core.cards import number
 from zemosaicd.model import (
     FrameFacts,
+    FrameId,
     Incomplete,
     Measures,
     PreparedFrame,
@@ -30,7 +31,7 @@ from zemosaicd.model import (
     ZemosaicdError,
 )
 from zemosaicd.science.astrometry import locate
-from zemosaicd.science.frame import block_levels, repair_hot_pixels, sky_and_noise
+from zemosaicd.science.frame import block_levels, find_hot_pixels, sky_and_noise
 from zemosaicd.science.skylight import BlockMap
 from zemosaicd.science.stars import find_stars, shape
 from zemosaicd.science.trails import find_trails
@@ -63,21 +64,21 @@ def read_headers(job: ReadHeaders) -> tuple[HeaderRead, ...]:
 def prepare_frame(job: PrepareFrame) -> PreparedFrame:
     """Phase 1: read, repair, measure, cache, solve. Raises Rejected for a frame without sky."""
     started = time.perf_counter()
-    raw, facts, pixels, hot = _calibrated(job)
-    if job.scale_arcsec:
-        facts = replace(facts, scale_arcsec=job.scale_arcsec)
-    measured = _mono(pixels)
-    sky, noise = _sky_and_noise(pixels, facts.bayer)
+    frame = _calibrated(job)
+    facts = replace(frame.facts, scale_arcsec=job.scale_arcsec) if job.scale_arcsec else frame.facts
+    blocks = _blocks(frame.pixels, facts.bayer)
+    sky, noise = sky_and_noise(blocks.level, blocks.noise)
     if not all(np.isfinite(sky)) or min(noise) <= 0.0:
         message = "a constant picture: cover closed, or no data"
         raise Rejected(Reason(rule="no_sky", value=min(noise), threshold=0.0, message=message))
+    measured = _mono(frame.pixels)
     stars = find_stars(measured, facts.bayer)
     fwhm_px, ellipticity = shape(stars)
     found = locate(stars, facts, _year(facts.observed_s), read_cone)
     trails = find_trails(measured)
-    write_cache(job.cache, raw, pixels)
+    write_cache(job.cache, frame)
     return PreparedFrame(
-        frame=raw.frame,
+        frame=frame.frame,
         path=job.path,
         cache=job.cache,
         facts=facts,
@@ -87,13 +88,13 @@ def prepare_frame(job: PrepareFrame) -> PreparedFrame:
             fwhm_px=fwhm_px,
             ellipticity=ellipticity,
             stars=len(stars),
-            hot_pixels=hot,
-            saturated_fraction=float(np.mean(raw.pixels >= SATURATED)),
+            hot_pixels=frame.hot_pixels,
+            saturated_fraction=frame.saturated_fraction,
         ),
         solution=found if isinstance(found, Solution) else None,
         unsolved=found if isinstance(found, Reason) else None,
         stars=stars.to_bytes(),
-        blocks=_blocks(pixels, facts.bayer).to_bytes(),
+        blocks=blocks.to_bytes(),
         trails=trails,
         seconds=time.perf_counter() - started,
         peak_rss_mb=resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024,
@@ -102,20 +103,19 @@ def prepare_frame(job: PrepareFrame) -> PreparedFrame:
 
 def rebuild_cache(job: RebuildCache) -> None:
     """The same cache again. Raises Rejected if the file no longer holds the frame that was measured."""
-    raw, _, pixels, _ = _calibrated(job)
-    if raw.frame != job.frame:
+    frame = _calibrated(job)
+    if frame.frame != job.frame:
         message = f"{job.path} has changed since it was measured"
-        raise Rejected(Reason(rule="frame_changed", value=raw.frame, threshold=job.frame, message=message))
-    write_cache(job.cache, raw, pixels)
+        raise Rejected(Reason(rule="frame_changed", value=frame.frame, threshold=job.frame, message=message))
+    write_cache(job.cache, frame)
 
 
-def write_cache(path: str, raw: fitsio.RawFrame, pixels: NDArray[np.float32]) -> None:
+def write_cache(path: str, frame: _Calibrated) -> None:
     """Publishes a frame's cache: in the file's own 16 bits where its numbers were whole (half the bytes), else float32.
 
     A repaired pixel is rounded to a whole number then, far below its noise.
     """
-    kind = whole_numbers(raw.cards)
-    stored = pixels if kind is None else np.rint(pixels).astype(kind)
+    stored = frame.pixels if frame.kind is None else np.rint(frame.pixels).astype(frame.kind)
     write_npy(Path(path), stored, overwrite=True)
 
 
@@ -132,24 +132,36 @@ def whole_numbers(cards: Mapping[str, object]) -> np.dtype[np.uint16] | np.dtype
     return None
 
 
-def _calibrated(
-    job: PrepareFrame | RebuildCache,
-) -> tuple[fitsio.RawFrame, FrameFacts, NDArray[np.float32], int]:
-    """The frame as read, its facts, its repaired plane (H, W) or planes (H, W, C), and how many hot pixels it had."""
+@dataclass(frozen=True, slots=True, kw_only=True, eq=False)
+class _Calibrated:
+    """A frame, ready to be measured: `pixels` (H, W) repaired, or planes (H, W, C); `kind`: the 16-bit type of the
+    file's numbers, if they were whole; `saturated_fraction` as read.
+    """
+
+    frame: FrameId
+    facts: FrameFacts
+    pixels: NDArray[np.float32]
+    kind: np.dtype[np.uint16] | np.dtype[np.int16] | None
+    hot_pixels: int
+    saturated_fraction: float
+
+
+def _calibrated(job: PrepareFrame | RebuildCache) -> _Calibrated:
+    """The frame of a job's file."""
     raw = fitsio.read_frame(Path(job.path), job.budget)
     facts = headers.facts(raw.cards, Path(job.path).name)
-    if raw.pixels.ndim == 3:
-        return raw, facts, np.ascontiguousarray(np.moveaxis(raw.pixels, 0, 2)), 0
-    pixels, hot = repair_hot_pixels(raw.pixels, bool(facts.bayer))
-    return raw, facts, pixels, hot
-
-
-def _sky_and_noise(pixels: NDArray[np.float32], bayer: str) -> tuple[tuple[float, ...], tuple[float, ...]]:
-    """Sky and noise a channel: of a CFA's colours, a mono plane, or each colour plane."""
-    if pixels.ndim == 2:
-        return sky_and_noise(pixels, bayer)
-    per_plane = [sky_and_noise(np.ascontiguousarray(pixels[:, :, c]), "") for c in range(pixels.shape[2])]
-    return tuple(s[0] for s, _ in per_plane), tuple(n[0] for _, n in per_plane)
+    saturated = np.count_nonzero(raw.pixels >= SATURATED) / raw.pixels.size
+    pixels, hot = raw.pixels, 0
+    if pixels.ndim == 3:
+        pixels = np.ascontiguousarray(np.moveaxis(pixels, 0, 2))
+    else:
+        places, medians = find_hot_pixels(pixels, bool(facts.bayer))
+        pixels.reshape(-1)[places] = medians  # nobody else has this array
+        hot = len(places)
+    return _Calibrated(
+        frame=raw.frame, facts=facts, pixels=pixels, kind=whole_numbers(raw.cards), hot_pixels=hot,
+        saturated_fraction=saturated,
+    )  # fmt: skip
 
 
 def _blocks(pixels: NDArray[np.float32], bayer: str) -> BlockMap:
