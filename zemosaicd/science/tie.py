@@ -16,11 +16,11 @@ from dataclasses import dataclass, replace
 import astroalign
 import numpy as np
 from numpy.typing import NDArray
-from scipy.stats import binom
 
 from zemosaicd import sphere
 from zemosaicd.model import Reason, Solution, Wcs
 from zemosaicd.science.matching import one_to_one
+from zemosaicd.science.pairs import log_tail
 from zemosaicd.science.registration import FrameStars
 from zemosaicd.science.stars import StarList
 
@@ -232,4 +232,4 @@ def _log_false_alarm(p: C128, q: C128, made: Tie, target: FrameStars) -> float:
         return 0.0
     hits = len(one_to_one(_points(tested), _points(q), MATCH_PX)[0])
     share = min(0.5, len(q) * math.pi * MATCH_PX**2 / (target.width * target.height))
-    return math.log(HYPOTHESES) + float(binom.logsf(hits - 4, len(tested) - 3, share))
+    return math.log(HYPOTHESES) + log_tail(hits - 3, len(tested) - 3, share)

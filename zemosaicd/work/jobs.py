@@ -162,8 +162,7 @@ Job = ReadHeaders | PrepareFrame | RebuildCache | PlanSession | StackTile | Make
 
 
 def warm_up() -> None:
-    """Imports what jobs need, so that the first one does not wait: called once when a worker starts."""
-    import importlib
+    """Imports what every worker's first job needs, so that frames do not wait; the rest comes when it is asked for."""
+    from zemosaicd.work import prepare
 
-    for room in ("prepare", "planning", "stacking", "assembly"):
-        importlib.import_module(f"zemosaicd.work.{room}")
+    del prepare
