@@ -67,7 +67,8 @@ def stages(path: Path, folder: Path, runs: int) -> tuple[int, dict[str, float]]:
     facts = headers.facts(raw.cards, path.name)
     bayer = facts.bayer
     pixels = raw.pixels.copy()
-    places, medians = find_hot_pixels(pixels, bool(bayer))
+    hot = find_hot_pixels(pixels, bool(bayer))
+    places, medians = hot.place[hot.sure], hot.value[hot.sure]
     pixels.reshape(-1)[places] = medians
     small = binned_green(pixels, bayer) if bayer else binned_mono(pixels)
     mesh = measure_mesh(small)

@@ -186,8 +186,8 @@ class Solution:
 class PreparedFrame:
     """Phase 1's result for one frame.
 
-    `stars` is `science.stars.StarList.to_bytes()`, `blocks` `science.skylight.BlockMap.to_bytes()`; `solution` None:
-    unsolved, and `unsolved` says why.
+    `stars` is `science.stars.StarList.to_bytes()`, `blocks` `science.skylight.BlockMap.to_bytes()`, `suspects` flat
+    indices of pixels that stand out, little-endian uint32; `solution` None: unsolved, and `unsolved` says why.
     """
 
     frame: FrameId
@@ -200,6 +200,7 @@ class PreparedFrame:
     stars: bytes
     blocks: bytes
     trails: tuple[Trail, ...] = ()
+    suspects: bytes = b""
     seconds: float = 0.0
     peak_rss_mb: float = 0.0
 

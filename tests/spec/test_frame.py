@@ -14,6 +14,7 @@ from zemosaicd.science.frame import (
     colour_offsets,
     find_hot_pixels,
     repair_hot_pixels,
+    repair_pixels,
     sky_and_noise,
 )
 
@@ -98,11 +99,34 @@ class TestHotPixels:
         plane = np.random.default_rng(6).normal(1000, 30, (90, 70)).astype(np.float32)
         plane.reshape(-1)[[0, 500, 3333, 90 * 70 - 1]] += 2000
         repaired, count = repair_hot_pixels(plane, bayer)
-        places, values = find_hot_pixels(plane, bayer)
+        hot = find_hot_pixels(plane, bayer)
+        places, values = hot.place[hot.sure], hot.value[hot.sure]
         assert {0, 500, 3333, 90 * 70 - 1} <= set(places.tolist())
         plane.reshape(-1)[places] = values
         np.testing.assert_array_equal(plane, repaired)
         assert count == len(places)
+
+    @pytest.mark.parametrize("bayer", [True, False])
+    def test_a_warm_pixel_is_suspect_and_no_more(self, bayer: bool) -> None:
+        """Four sigma over its neighbours is not enough to touch a frame, but it is named, so that others may confirm."""
+        suspected = 0
+        for seed in range(20):
+            plane = np.random.default_rng(seed).normal(1000, 30, (90, 70)).astype(np.float32)
+            plane[40, 30] = 1000 + 8 * 30
+            hot = find_hot_pixels(plane, bayer)
+            suspected += 40 * 70 + 30 in hot.place
+            assert len(hot.place) < 20
+        assert suspected >= 12
+
+    @pytest.mark.parametrize("kind", [np.float32, np.uint16])
+    def test_named_pixels_are_repaired_by_their_own_colour(self, kind: type) -> None:
+        """Whatever they hold, the median of their neighbours of the same colour takes their place, also at the edge."""
+        plane = np.zeros((20, 24), kind)
+        plane[0::2, 0::2], plane[0::2, 1::2], plane[1::2, 0::2], plane[1::2, 1::2] = 100, 200, 200, 300
+        whole, places = plane.copy(), np.array([0, 24 * 7 + 8, 24 * 19 + 23, 24 * 5 + 5])
+        plane.reshape(-1)[places] = 9000
+        repair_pixels(plane, places, True)
+        np.testing.assert_array_equal(plane, whole)
 
     def test_V3_nan_stays_nan_and_is_no_neighbour(self) -> None:
         """A hot pixel beside NaN is still found, and NaN is not filled in."""

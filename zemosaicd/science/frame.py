@@ -8,6 +8,7 @@ pixels: `experiments-astrometry.md` section 1.
 from __future__ import annotations
 
 import math
+from dataclasses import dataclass
 from typing import Literal
 
 import numpy as np
@@ -23,6 +24,8 @@ HOT_SIGMA = 5.0
 HOT_NEIGHBOUR_SHARE, HOT_NEIGHBOUR_SIGMA = 0.10, 0.6
 """A hot pixel leaves the four pixels beside it within 0.6 sigma and 10 % of its own height. At 25 %, as first measured
 on simulated frames, one red star core in five of real sharp frames counts as hot (M 27: colours off by 0.3 mag)."""
+SUSPECT_SIGMA, SUSPECT_NEIGHBOUR_SHARE = 3.0, 0.25
+"""What a pixel of one frame must show to be hot if many frames agree."""
 HOT_MONO_FACTOR = 4.0
 HOT_MONO_SIGMA = 6.0
 BLOCK_PX = 128
@@ -40,28 +43,45 @@ def colour_offsets(bayer: str, colour: Colour) -> tuple[tuple[int, int], ...]:
     return tuple((i // 2, i % 2) for i, c in enumerate(bayer) if c == colour)
 
 
-def find_hot_pixels(plane: Float32, bayer: bool) -> tuple[NDArray[np.int64], Float32]:
-    """(flat index, value to put there) of single hot pixels of (H, W) float32; the value is the median of their
-    neighbours of the same colour.
+@dataclass(frozen=True, slots=True, kw_only=True, eq=False)
+class HotPixels:
+    """Single pixels of a frame that stand out: `place` int64 (n,) flat indices, `value` float32 (n,) the median of
+    their neighbours of the same colour, `sure` bool (n,): hot beyond doubt; the others are hot if other frames say so.
+    """
+
+    place: NDArray[np.int64]
+    value: Float32
+    sure: NDArray[np.bool_]
+
+
+def find_hot_pixels(plane: Float32, bayer: bool) -> HotPixels:
+    """Single pixels of (H, W) float32 that no star explains.
 
     Bayer: hot is 5 sigma above each of the 8 same-colour neighbours while the 4 adjacent pixels, each over its own
     same-colour median, rise by less than 0.1 of it plus 0.6 sigma on average (a star lifts all colours). Mono: hot
-    stands more than 4 (max - median) + 6 sigma of its 8 neighbours above their median. sigma: from the median of
-    |v(x) - v(x + 2)|. NaN is not hot and no neighbour.
+    stands more than 4 (max - median) + 6 sigma of its 8 neighbours above their median. Suspects stand 3 sigma out and
+    may lift what is beside them by a quarter. sigma: from the median of |v(x) - v(x + 2)|. NaN is not hot and no
+    neighbour.
     """
     source = np.ascontiguousarray(plane, np.float32)
     sigma = _difference_sigma(source)
     if min(source.shape) < 4 or not sigma > 0.0:
-        return np.empty(0, np.int64), np.empty(0, np.float32)
-    return _hot_pixels(source, sigma, bayer)
+        return HotPixels(place=np.empty(0, np.int64), value=np.empty(0, np.float32), sure=np.empty(0, np.bool_))
+    place, value, sure = _hot_pixels(source, sigma, bayer)
+    return HotPixels(place=place, value=value, sure=sure)
 
 
 def repair_hot_pixels(plane: NDArray[np.generic], bayer: bool) -> tuple[Float32, int]:
-    """(float32 (H, W) copy with hot pixels replaced, how many): `find_hot_pixels` says which and by what."""
+    """(float32 (H, W) copy with hot pixels replaced, how many): those that `find_hot_pixels` is sure of."""
     repaired = np.array(plane, np.float32, order="C")
-    places, medians = find_hot_pixels(repaired, bayer)
-    repaired.reshape(-1)[places] = medians
-    return repaired, len(places)
+    hot = find_hot_pixels(repaired, bayer)
+    repaired.reshape(-1)[hot.place[hot.sure]] = hot.value[hot.sure]
+    return repaired, int(hot.sure.sum())
+
+
+def repair_pixels(plane: NDArray[np.generic], places: NDArray[np.int64], bayer: bool) -> None:
+    """Put the median of their neighbours of the same colour into some pixels (flat indices) of (H, W), in place."""
+    _repair(plane, places, 2 if bayer else 1)
 
 
 def binned_green(plane: NDArray[np.float32], bayer: str) -> Float32:
@@ -215,36 +235,41 @@ def _outstanding(row: Float32, step: int, limit: np.float32, flags: NDArray[np.u
 
 
 @njit(cache=True, nogil=True)
-def _hot_in_cfa(plane: Float32, y: int, x: int, sigma: float, around: Float32, scratch: Float32) -> float:
-    """The median to put in the pixel's place if the Bayer rule of `repair_hot_pixels` calls it hot, else NaN."""
+def _hot_in_cfa(plane: Float32, y: int, x: int, sigma: float, around: Float32, scratch: Float32) -> tuple[float, bool]:
+    """(median to put in the pixel's place, whether it is surely hot) by the Bayer rule; NaN if nothing stands out."""
     v = plane[y, x]
     n = _neighbours(plane, y, x, 2, around)
-    if n == 0 or v <= around[n - 1] + HOT_SIGMA * sigma:
-        return np.nan
+    if n == 0 or v <= around[n - 1] + SUSPECT_SIGMA * sigma:
+        return np.nan, False
     median = _median_sorted(around, n)
-    beside = HOT_NEIGHBOUR_SHARE * (v - median) + HOT_NEIGHBOUR_SIGMA * sigma
-    return median if _adjacent_excess(plane, y, x, scratch) < beside else np.nan
+    height, beside = v - median, _adjacent_excess(plane, y, x, scratch)
+    if beside >= SUSPECT_NEIGHBOUR_SHARE * height + HOT_NEIGHBOUR_SIGMA * sigma:
+        return np.nan, False
+    alone = beside < HOT_NEIGHBOUR_SHARE * height + HOT_NEIGHBOUR_SIGMA * sigma
+    return median, alone and v > around[n - 1] + HOT_SIGMA * sigma
 
 
 @njit(cache=True, nogil=True)
-def _hot_in_mono(plane: Float32, y: int, x: int, sigma: float, around: Float32) -> float:
+def _hot_in_mono(plane: Float32, y: int, x: int, sigma: float, around: Float32) -> tuple[float, bool]:
     """The same by the mono rule."""
     n = _neighbours(plane, y, x, 1, around)
     if n == 0:
-        return np.nan
+        return np.nan, False
     median = _median_sorted(around, n)
-    limit = HOT_MONO_FACTOR * (around[n - 1] - median) + HOT_MONO_SIGMA * sigma
-    return median if plane[y, x] - median > limit else np.nan
+    height, above = plane[y, x] - median, around[n - 1] - median
+    suspect = height > HOT_MONO_FACTOR * above + SUSPECT_SIGMA * sigma
+    return median if suspect else np.nan, height > HOT_MONO_FACTOR * above + HOT_MONO_SIGMA * sigma
 
 
 @njit(cache=True, nogil=True)
-def _hot_pixels(plane: Float32, sigma: float, bayer: bool) -> tuple[NDArray[np.int64], Float32]:
+def _hot_pixels(plane: Float32, sigma: float, bayer: bool) -> tuple[NDArray[np.int64], Float32, NDArray[np.bool_]]:
     """What `find_hot_pixels` says, at a noise of `sigma`."""
     height, width = plane.shape
     places, medians = np.empty(plane.size, np.int64), np.empty(plane.size, np.float32)
+    certain = np.empty(plane.size, np.bool_)
     around, scratch = np.empty(8, np.float32), np.empty(8, np.float32)
     flags = np.empty(width, np.uint8)
-    step, limit = 2 if bayer else 1, np.float32(HOT_SIGMA * sigma)
+    step, limit = 2 if bayer else 1, np.float32(SUSPECT_SIGMA * sigma)
     n = 0
     for y in range(height):
         row = plane[y]
@@ -253,13 +278,24 @@ def _hot_pixels(plane: Float32, sigma: float, bayer: bool) -> tuple[NDArray[np.i
         for x in range(width):
             if flags[x] and np.isfinite(row[x]):
                 if bayer:
-                    median = _hot_in_cfa(plane, y, x, sigma, around, scratch)
+                    median, sure = _hot_in_cfa(plane, y, x, sigma, around, scratch)
                 else:
-                    median = _hot_in_mono(plane, y, x, sigma, around)
+                    median, sure = _hot_in_mono(plane, y, x, sigma, around)
                 if np.isfinite(median):
-                    places[n], medians[n] = y * width + x, median
+                    places[n], medians[n], certain[n] = y * width + x, median, sure
                     n += 1
-    return places[:n].copy(), medians[:n].copy()
+    return places[:n].copy(), medians[:n].copy(), certain[:n].copy()
+
+
+@njit(cache=True, nogil=True)
+def _repair(plane: NDArray[np.generic], places: NDArray[np.int64], step: int) -> None:
+    """What `repair_pixels` says."""
+    width, around = plane.shape[1], np.empty(8, np.float32)
+    for place in places:
+        y, x = place // width, place % width
+        n = _neighbours(plane, y, x, step, around)
+        if n:
+            plane[y, x] = _median_sorted(around, n)
 
 
 @njit(cache=True, nogil=True)

@@ -41,6 +41,8 @@ from zemosaicd.work.jobs import HeaderRead, PrepareFrame, ReadHeaders, RebuildCa
 from zemosaicd.work.store import write_npy
 
 SATURATED = 65000.0
+MOST_SUSPECTS = 20_000
+"""Of a frame with more pixels that stand out, its sensor is not to be judged; the first will do."""
 
 
 def read_headers(job: ReadHeaders) -> tuple[HeaderRead, ...]:
@@ -96,6 +98,7 @@ def prepare_frame(job: PrepareFrame) -> PreparedFrame:
         stars=stars.to_bytes(),
         blocks=blocks.to_bytes(),
         trails=trails,
+        suspects=frame.suspects[:MOST_SUSPECTS].astype("<u4").tobytes(),
         seconds=time.perf_counter() - started,
         peak_rss_mb=resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024,
     )
@@ -135,7 +138,7 @@ def whole_numbers(cards: Mapping[str, object]) -> np.dtype[np.uint16] | np.dtype
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
 class _Calibrated:
     """A frame, ready to be measured: `pixels` (H, W) repaired, or planes (H, W, C); `kind`: the 16-bit type of the
-    file's numbers, if they were whole; `saturated_fraction` as read.
+    file's numbers, if they were whole; `suspects`: flat indices of pixels that stand out; `saturated_fraction` as read.
     """
 
     frame: FrameId
@@ -143,6 +146,7 @@ class _Calibrated:
     pixels: NDArray[np.float32]
     kind: np.dtype[np.uint16] | np.dtype[np.int16] | None
     hot_pixels: int
+    suspects: NDArray[np.int64]
     saturated_fraction: float
 
 
@@ -151,15 +155,15 @@ def _calibrated(job: PrepareFrame | RebuildCache) -> _Calibrated:
     raw = fitsio.read_frame(Path(job.path), job.budget)
     facts = headers.facts(raw.cards, Path(job.path).name)
     saturated = np.count_nonzero(raw.pixels >= SATURATED) / raw.pixels.size
-    pixels, hot = raw.pixels, 0
+    pixels, hot, suspects = raw.pixels, 0, np.empty(0, np.int64)
     if pixels.ndim == 3:
         pixels = np.ascontiguousarray(np.moveaxis(pixels, 0, 2))
     else:
-        places, medians = find_hot_pixels(pixels, bool(facts.bayer))
-        pixels.reshape(-1)[places] = medians  # nobody else has this array
-        hot = len(places)
+        found = find_hot_pixels(pixels, bool(facts.bayer))
+        pixels.reshape(-1)[found.place[found.sure]] = found.value[found.sure]  # nobody else has this array
+        hot, suspects = int(found.sure.sum()), found.place
     return _Calibrated(
-        frame=raw.frame, facts=facts, pixels=pixels, kind=whole_numbers(raw.cards), hot_pixels=hot,
+        frame=raw.frame, facts=facts, pixels=pixels, kind=whole_numbers(raw.cards), hot_pixels=hot, suspects=suspects,
         saturated_fraction=saturated,
     )  # fmt: skip
 
