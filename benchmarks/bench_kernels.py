@@ -8,9 +8,11 @@ from __future__ import annotations
 import math
 import time
 from collections.abc import Callable
+from dataclasses import replace
 
 import numpy as np
 
+from zemosaicd.model import Distortion
 from zemosaicd.science.combine import HALO_ROWS, Method, NoiseModel, Rule, combine_band
 from zemosaicd.science.coverage import edge_weight
 from zemosaicd.science.resample import Source, resample_band
@@ -38,17 +40,21 @@ def turn(degrees: float) -> Matrix:
 
 
 def time_resampling(rng: np.random.Generator) -> None:
-    """One frame of 1080x1920, whole and in bands."""
+    """One frame of 1080x1920, plain and through a lens that distorts by 1.5 px in the corner."""
     plane = rng.normal(SKY, SIGMA, (HEIGHT, WIDTH)).astype(np.float32)
     sources = {
         "Bayer": Source(pixels=plane, bayer="GRBG"),
         "mono": Source(pixels=plane),
         "3 channels": Source(pixels=np.repeat(plane[:, :, np.newaxis], 3, axis=2)),
     }
+    radial = ((0.0, 0.0, 0.0, 1.5, 0.0, 1.5, 0.0), (0.0, 0.0, 0.0, 0.0, 1.5, 0.0, 1.5))
+    lens = Distortion(width=WIDTH, height=HEIGHT, x_px=radial[0], y_px=radial[1])
     for name, source in sources.items():
         for degrees in (0.3, 30.0):
-            seconds = best(lambda s=source, d=degrees: resample_band(s, turn(d), 0, HEIGHT, WIDTH))
-            print(f"resample {name:10s} {degrees:5.1f} deg   {seconds:.3f} s a frame")
+            matrix, twin = turn(degrees), replace(source, distortion=lens)
+            plain = best(lambda s=source, m=matrix: resample_band(s, m, 0, HEIGHT, WIDTH))
+            bent = best(lambda s=twin, m=matrix: resample_band(s, m, 0, HEIGHT, WIDTH))
+            print(f"resample {name:10s} {degrees:5.1f} deg   {plain:.3f} s a frame, {bent:.3f} with distortion")
 
 
 def time_combining(rng: np.random.Generator) -> None:

@@ -9,9 +9,11 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from tests import oracles
+from tests import oracles, values
+from zemosaicd.model import Distortion
+from zemosaicd.science.distortion import ideal, recorded
 from zemosaicd.science.resample import RED_SITE, Source, resample_band, source_rows_needed
-from zemosaicd.sphere import Matrix, apply_plane, inverse
+from zemosaicd.sphere import Matrix, apply_plane, ideal_pixel, inverse, recorded_pixel
 
 IDENTITY: Matrix = (1.0, 0.0, 0.0, 0.0, 1.0, 0.0, 0.0, 0.0, 1.0)
 TILT: Matrix = (0.999, -0.02, 1.3, 0.021, 1.001, -0.8, 1e-5, -2e-5, 1.0)
@@ -63,38 +65,91 @@ def test_whole_pixel_shift_passes_values_through(dx: int, dy: int, rounding: flo
     assert np.array_equal(values[inside, 0], plane[y[inside] + dy, x[inside] + dx])
 
 
+LENSES = [None, values.crooked(83, 70), values.radial(-1.3, 83, 70)]
+
+
 @pytest.mark.parametrize("bayer", ["", "GRBG", "RGGB"])
 @given(
     angle=st.floats(-180.0, 180.0), dx=st.floats(-20.0, 60.0), dy=st.floats(-20.0, 60.0),
-    step=st.sampled_from([1, 7, 64, 97]),
+    step=st.sampled_from([1, 7, 64, 97]), lens=st.sampled_from(LENSES),
 )  # fmt: skip
-@settings(max_examples=25)
+@settings(max_examples=40)
 def test_M5_bands_and_slabs_have_the_bits_of_the_whole(
-    bayer: str, angle: float, dx: float, dy: float, step: int
+    bayer: str, angle: float, dx: float, dy: float, step: int, lens: Distortion | None
 ) -> None:
     """Bands of any height, each from no more than the source rows it asks for, equal the whole image bit by bit."""
     plane, matrix = noise_plane(70, 83), turn(angle, dx, dy)
-    values, seen = resample_band(Source(pixels=plane, bayer=bayer), matrix, 0, 97, 75)
+    whole, seen = resample_band(Source(pixels=plane, bayer=bayer, distortion=lens), matrix, 0, 97, 75)
     for row0 in range(0, 97, step):
         rows = min(step, 97 - row0)
-        first, last = source_rows_needed(matrix, row0, rows, 75, 70, 83, bayer=bayer)
+        first, last = source_rows_needed(matrix, row0, rows, 75, 70, 83, bayer=bayer, distortion=lens)
         if first == last:
             assert not seen[row0 : row0 + rows].any()
             continue
-        slab = Source(pixels=plane[first:last].copy(), bayer=bayer, row0=first, height=70)
+        slab = Source(pixels=plane[first:last].copy(), bayer=bayer, row0=first, height=70, distortion=lens)
         band, band_seen = resample_band(slab, matrix, row0, rows, 75)
-        assert np.array_equal(band.view(np.uint32), values[row0 : row0 + rows].view(np.uint32))
+        assert np.array_equal(band.view(np.uint32), whole[row0 : row0 + rows].view(np.uint32))
         assert np.array_equal(band_seen, seen[row0 : row0 + rows])
 
 
+@pytest.mark.parametrize("lens", [None, values.crooked(70, 60)])
 @pytest.mark.parametrize("bayer", ["", "GRBG"])
-def test_M5_a_window_has_the_bits_of_the_whole(bayer: str) -> None:
-    """Columns cut from a wide grid equal the same columns of the whole grid."""
-    source = Source(pixels=noise_plane(60, 70), bayer=bayer)
-    values, seen = resample_band(source, TILT, 0, 50, 64)
-    window, window_seen = resample_band(source, TILT, 11, 20, 29, col0=17)
-    assert np.array_equal(window.view(np.uint32), values[11:31, 17:46].view(np.uint32))
-    assert np.array_equal(window_seen, seen[11:31, 17:46])
+def test_M5_a_window_has_the_bits_of_the_whole(bayer: str, lens: Distortion | None) -> None:
+    """Columns cut anywhere from a wide grid, one or many, equal the same columns of the whole grid."""
+    source = Source(pixels=noise_plane(60, 70), bayer=bayer, distortion=lens)
+    whole, seen = resample_band(source, TILT, 0, 50, 64)
+    for first in range(0, 64, 3):
+        for count in (1, 2, 5, 13, 64 - first):
+            count = min(count, 64 - first)
+            window, window_seen = resample_band(source, TILT, 11, 20, count, col0=first)
+            assert np.array_equal(window.view(np.uint32), whole[11:31, first : first + count].view(np.uint32))
+            assert np.array_equal(window_seen, seen[11:31, first : first + count])
+
+
+@pytest.mark.parametrize("bayer", ["", "GRBG"])
+def test_a_bent_source_is_read_where_its_camera_recorded(bayer: str) -> None:
+    """Grid, homography, distortion: each value is the kernel's at the recorded place, if that lies inside."""
+    cfa, lens = noise_plane(64, 80), values.crooked(80, 64)
+    found, seen = resample_band(Source(pixels=cfa, bayer=bayer, distortion=lens), TILT, 0, 64, 80)
+    edge = 4.0 if bayer else 1.0
+    for y, x in np.ndindex(64, 80):
+        u, v = recorded_pixel(lens, *apply_plane(TILT, float(x), float(y)))
+        room = min(u, v, 79 - u, 63 - v) - edge
+        assert seen[y, x] == (room > 0) or abs(room) < 1e-3
+        if seen[y, x] and (x + 80 * y) % 31 == 0:
+            at = oracles.demosaic_at(cfa, bayer, u, v) if bayer else oracles.pixel_at(cfa, u, v)
+            assert found[y, x] == pytest.approx(at, abs=2e-3)
+
+
+def test_V2_nothing_is_seen_where_the_polynomial_folds_back() -> None:
+    """Far outside the sensor a cubic comes back into it; there is no sky of this source there."""
+    lens = values.radial(-1.2, 80, 64)
+    shrink = (30.0, 0.0, -1200.0, 0.0, 30.0, -960.0, 0.0, 0.0, 1.0)
+    grid = [(x, y) for x in range(80) for y in range(64)]
+    folded = [
+        p
+        for p in grid
+        if max(map(abs, apply_plane(shrink, *p))) > 200 and _inside(recorded_pixel(lens, *apply_plane(shrink, *p)))
+    ]
+    assert len(folded) > 3
+    _, seen = resample_band(Source(pixels=noise_plane(64, 80), distortion=lens), shrink, 0, 64, 80)
+    assert seen.any()
+    assert not any(seen[y, x] for x, y in folded)
+
+
+def _inside(place: tuple[float, float]) -> bool:
+    return 4 < place[0] < 75 and 4 < place[1] < 59
+
+
+def test_arrays_and_numbers_bend_alike() -> None:
+    """The compiled polynomial is the plain one, and so are the inverses."""
+    lens = values.crooked(640, 480)
+    x, y = np.meshgrid(np.linspace(0, 639, 9), np.linspace(0, 479, 7))
+    for arrays, numbers in ((recorded, recorded_pixel), (ideal, ideal_pixel)):
+        u, v = arrays(lens, x, y)
+        expected = [numbers(lens, *p) for p in zip(x.ravel().tolist(), y.ravel().tolist(), strict=True)]
+        assert np.stack([u.ravel(), v.ravel()], axis=1) == pytest.approx(np.array(expected), abs=1e-9)
+    assert np.isnan(recorded(lens, np.array([700.0]), np.array([100.0]))[0]).all()
 
 
 def test_rows_needed_are_few() -> None:

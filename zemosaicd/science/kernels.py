@@ -1,8 +1,10 @@
 """Compiled interpolation kernels: one source image, or a slab of its rows, to one band of an output grid.
 
 Coordinates are float64 from the absolute pixel of the grid, one full homography a pixel, no running sum: any band split
-gives the same bits (M5). Pixels are float32. No kernel reads outside its slab, and the only fast-math flag is fused
-multiply-add, so a tap that is NaN or infinite shows in its sum and is caught there (V3).
+gives the same bits (M5). They are made a row at a time, in loops that compile to vector instructions. Pixels are
+float32. No kernel reads outside its slab, and the only fast-math flag is fused multiply-add, so a tap that is NaN or
+infinite shows in its sum and is caught there (V3). A camera's distortion bends positions after the homography; an empty
+`lens` leaves them as they are.
 
 Keys' cubic convolution (Keys 1981, IEEE ASSP 29, 1153), weights from a table of 1024 phases (nearest). The table is
 exact at phase 0, so a position on a pixel centre returns that pixel's value.
@@ -38,6 +40,41 @@ def keys_table(a: float) -> Pixels:
     outer = a * far**3 - 5.0 * a * far**2 + 8.0 * a * far - 4.0 * a
     table = np.stack([outer[0], inner[0], inner[1], outer[1]], axis=1).astype(np.float32)
     return np.ascontiguousarray(table.reshape(-1))
+
+
+@njit(cache=True, nogil=True, fastmath={"contract"})
+def bend(x: Numbers, y: Numbers, lens: Numbers) -> None:
+    """Ideal positions, float64 (n,), become recorded ones in place; NaN beyond the border where the polynomial holds.
+
+    `lens`: centre x, y, 1 / half diagonal, how far x and y may lie from the centre, then 7 coefficients of x and 7 of
+    y in the order of `model.Distortion`. One loop without branches: the compiler does several positions at once.
+    """
+    x0, y0, scale, far_x, far_y = lens[0], lens[1], lens[2], lens[3], lens[4]
+    a0, a1, a2, a3, a4, a5, a6 = lens[5], lens[6], lens[7], lens[8], lens[9], lens[10], lens[11]
+    b0, b1, b2, b3, b4, b5, b6 = lens[12], lens[13], lens[14], lens[15], lens[16], lens[17], lens[18]
+    for i in range(len(x)):
+        dx, dy = x[i] - x0, y[i] - y0
+        u, v = dx * scale, dy * scale
+        uu, uv, vv = u * u, u * v, v * v
+        sx = uu * (a0 + a3 * u + a4 * v) + vv * (a2 + a5 * u + a6 * v) + uv * a1
+        sy = uu * (b0 + b3 * u + b4 * v) + vv * (b2 + b5 * u + b6 * v) + uv * b1
+        inside = (abs(dx) <= far_x) & (abs(dy) <= far_y)
+        x[i] = x[i] + sx if inside else math.nan
+        y[i] = y[i] + sy if inside else math.nan
+
+
+@njit(cache=True, nogil=True, fastmath={"contract"})
+def _positions(m: Numbers, lens: Numbers, y: float, col0: int, at_x: Numbers, at_y: Numbers) -> None:
+    """Source positions of the pixels of row y of the grid, columns from col0; NaN where there is none."""
+    m0, m3, m6 = m[0], m[3], m[6]
+    cx, cy, cw = m[1] * y + m[2], m[4] * y + m[5], m[7] * y + m[8]
+    for c in range(len(at_x)):
+        x = float(col0 + c)
+        w = m6 * x + cw
+        inverse = 1.0 / w if w > 0.0 else math.nan
+        at_x[c], at_y[c] = (m0 * x + cx) * inverse, (m3 * x + cy) * inverse
+    if len(lens) > 0:
+        bend(at_x, at_y, lens)
 
 
 @njit(cache=True, nogil=True, fastmath={"contract"})
@@ -80,14 +117,15 @@ def _quincunx(flat: Pixels, width: int, x: float, y: float, shift: int, row0: in
 
 @njit(cache=True, nogil=True, fastmath={"contract"})
 def warp_bayer(
-    slab: Pixels, slab_row0: int, height: int, red: tuple[int, int], m: Numbers, row0: int, col0: int,
+    slab: Pixels, slab_row0: int, height: int, red: tuple[int, int], m: Numbers, lens: Numbers, row0: int, col0: int,
     table_rb: Pixels, table_g: Pixels, out: Pixels, seen: Flags,
 ) -> None:  # fmt: skip
     """Fused demosaic and warp of a CFA slab (h, W) into out (rows, width, 3) and seen (rows, width).
 
     `red`: (x, y) of the red photosite in the image's first 2x2 cell; blue lies diagonally opposite. `m`: grid pixel to
-    source pixel, 9 float64. Seen: at least BAYER_REACH px inside the image (and slab) on all sides, in front of the
-    tangent plane (w > 0), every tap of all three colours finite. Not seen: value 0.
+    ideal source pixel, 9 float64; `lens`: from there to the recorded one (`bend`; empty: the same). Seen: at least
+    BAYER_REACH px inside the image (and slab) on all sides, in front of the tangent plane (w > 0), every tap of all
+    three colours finite. Not seen: value 0.
     """
     slab_rows, source_width = slab.shape
     flat = slab.reshape(-1)
@@ -95,14 +133,11 @@ def warp_bayer(
     shift = (rx + ry + 1) % 2
     low_y, high_y = max(0, slab_row0) + BAYER_REACH, min(height, slab_row0 + slab_rows) - 1 - BAYER_REACH
     high_x = source_width - 1 - BAYER_REACH
+    at_x, at_y = np.empty(out.shape[1]), np.empty(out.shape[1])
     for r in range(out.shape[0]):
-        y = float(row0 + r)
-        cx, cy, cw = m[1] * y + m[2], m[4] * y + m[5], m[7] * y + m[8]
+        _positions(m, lens, float(row0 + r), col0, at_x, at_y)
         for c in range(out.shape[1]):
-            x = float(col0 + c)
-            w = m[6] * x + cw
-            inverse = 1.0 / w if w > 0.0 else math.nan
-            sx, sy = (m[0] * x + cx) * inverse, (m[3] * x + cy) * inverse
+            sx, sy = at_x[c], at_y[c]
             good = False
             if BAYER_REACH <= sx <= high_x and low_y <= sy <= high_y:
                 r_value = _square_lattice(flat, source_width, sx, sy, rx, ry, slab_row0, table_rb)
@@ -148,9 +183,12 @@ def _cubic_pixel(
 
 @njit(cache=True, nogil=True, fastmath={"contract"})
 def warp_pixels(
-    slab: Pixels, slab_row0: int, m: Numbers, row0: int, col0: int, table: Pixels, out: Pixels, seen: Flags
-) -> None:
+    slab: Pixels, slab_row0: int, m: Numbers, lens: Numbers, row0: int, col0: int, table: Pixels,
+    out: Pixels, seen: Flags,
+) -> None:  # fmt: skip
     """Warp a slab (h, W, C) into out (rows, width, C) and seen (rows, width) by 4x4 cubic convolution.
+
+    `m`: grid pixel to ideal source pixel; `lens`: from there to the recorded one (`bend`; empty: the same).
 
     A position within half a phase (1/2048 px) of a pixel centre takes that pixel's value unchanged and needs nothing
     else, so images on one lattice are placed exactly, up to their borders. Elsewhere all 16 taps must lie in the image
@@ -159,15 +197,12 @@ def warp_pixels(
     shape = slab.shape
     flat = slab.reshape(-1)
     last_x, last_y = float(shape[1]), float(shape[0])
+    at_x, at_y = np.empty(out.shape[1]), np.empty(out.shape[1])
     for r in range(out.shape[0]):
-        y = float(row0 + r)
-        cx, cy, cw = m[1] * y + m[2], m[4] * y + m[5], m[7] * y + m[8]
+        _positions(m, lens, float(row0 + r), col0, at_x, at_y)
         for c in range(out.shape[1]):
-            x = float(col0 + c)
-            w = m[6] * x + cw
-            inverse = 1.0 / w if w > 0.0 else math.nan
             # the slab's first row goes off after the position is known to full-image bits: same bits for any slab
-            sx, sy = (m[0] * x + cx) * inverse, (m[3] * x + cy) * inverse
+            sx, sy = at_x[c], at_y[c]
             good = False
             if -1.0 < sx < last_x and -1.0 < sy - slab_row0 < last_y:
                 ix, iy = math.floor(sx), math.floor(sy)

@@ -1,9 +1,10 @@
 """One source -> one band of a grid: the single resampler of the engine.
 
-`resample_band` takes any rows of an output grid from any source that a homography ties to it: a raw CFA plane (demosaic
-and warp in one step, each colour from its own lattice only, so no colour borrows from another), a mono plane, or an
-image of several channels. Only the source rows named by `source_rows_needed` have to be in memory; the result has the
-same bits whichever band, window or slab it comes from (M5).
+`resample_band` takes any rows of an output grid from any source that a homography ties to it, with the distortion of
+the source's camera on top of it where that is known: a raw CFA plane (demosaic and warp in one step, each colour from
+its own lattice only, so no colour borrows from another), a mono plane, or an image of several channels. Only the source
+rows named by `source_rows_needed` have to be in memory; the result has the same bits whichever band, window or slab it
+comes from (M5).
 
 Kernels (measured against drizzle, Lanczos, Malvar and bilinear): Keys a = -1 for red and blue, Catmull-Rom for green
 and for whole pixels. Red and blue flux reads 1.4 % high against green inside small apertures (the kernel's ringing, the
@@ -22,6 +23,8 @@ from functools import cache
 
 import numpy as np
 
+from zemosaicd.model import Distortion
+from zemosaicd.science.distortion import lens_of
 from zemosaicd.science.kernels import (
     BAYER_REACH,
     CUBIC_REACH,
@@ -46,7 +49,7 @@ class Source:
     `pixels`: float32, (h, W) for a CFA or mono plane, (h, W, C) for channels; C-contiguous rows `row0` to `row0 + h` of
     an image of `height` rows (0: all of it is here, row0 is 0). `bayer`: a key of RED_SITE, or "" for no CFA; it names
     the whole image's first cell whatever `row0` is. `valid`: bool (h, W), True where the pixel may be used; None: all.
-    A pixel that is not finite is never used either.
+    A pixel that is not finite is never used either. `distortion`: of the camera that recorded the whole image.
     """
 
     pixels: Pixels
@@ -54,6 +57,7 @@ class Source:
     row0: int = 0
     height: int = 0
     valid: Flags | None = None
+    distortion: Distortion | None = None
 
     def __post_init__(self) -> None:
         if self.bayer and (self.bayer not in RED_SITE or self.pixels.ndim != 2):
@@ -105,9 +109,10 @@ def resample_band(
 ) -> tuple[Pixels, Flags]:
     """Rows `row0` to `row0 + rows`, columns `col0` to `col0 + width` of a grid, from one source.
 
-    `matrix` takes 0-based (x, y) of the grid to 0-based (x, y) of the source image (`sphere.homography(grid, source)`);
-    its w is positive where the source can be seen. Returns values float32 (rows, width, C) and seen bool (rows, width),
-    or fills and returns `into` (C-contiguous, of those shapes). Where seen is False, the value is 0 and means nothing.
+    `matrix` takes 0-based (x, y) of the grid to 0-based (x, y) of the source image (`sphere.homography(grid, source)`),
+    which the source's distortion then bends; its w is positive where the source can be seen. Returns values float32
+    (rows, width, C) and seen bool (rows, width), or fills and returns `into` (C-contiguous, of those shapes). Where
+    seen is False, the value is 0 and means nothing.
 
     Footprint: a CFA sample is seen when its position lies at least 4 px inside the image on every side, so that all
     taps of all colours exist and the three colours share one footprint (V1, V8). Otherwise all 16 taps must exist; a
@@ -122,13 +127,13 @@ def resample_band(
     )
     if values.shape != (rows, width, source.channels) or seen.shape != (rows, width):
         raise ValueError(f"cannot put a band {(rows, width, source.channels)} into {values.shape} and {seen.shape}")
-    pixels, m = source.usable(), np.array(matrix, np.float64)
+    pixels, m, lens = source.usable(), np.array(matrix, np.float64), lens_of(source.distortion)
     if source.bayer:
         red, tables = RED_SITE[source.bayer], (_table(RED_BLUE_KEYS), _table(CATMULL_ROM))
-        warp_bayer(pixels, source.row0, source.full_height, red, m, row0, col0, *tables, values, seen)
+        warp_bayer(pixels, source.row0, source.full_height, red, m, lens, row0, col0, *tables, values, seen)
     else:
         cube = pixels.reshape(pixels.shape[0], source.width, source.channels)
-        warp_pixels(cube, source.row0, m, row0, col0, _table(CATMULL_ROM), values, seen)
+        warp_pixels(cube, source.row0, m, lens, row0, col0, _table(CATMULL_ROM), values, seen)
     return values, seen
 
 
@@ -141,25 +146,28 @@ def source_rows_needed(
     source_width: int,
     *,
     bayer: str = "",
+    distortion: Distortion | None = None,
     col0: int = 0,
 ) -> tuple[int, int]:
     """First and last + 1 source row that a band of the grid needs, kernel halo included; (0, 0) if it needs none.
 
     For a CFA both are even (or the image's end). A homography keeps lines straight, so the band's outline, cut to the
-    part in front of the tangent plane and to the source's columns, holds the extremes.
+    part in front of the tangent plane and to the source's columns, holds the extremes; a distortion moves them by no
+    more than its reach.
     """
     left, right, top, bottom = float(col0), col0 + width - 1.0, float(row0), row0 + rows - 1.0
     outline = [apply(matrix, x, y) for x, y in ((left, top), (right, top), (right, bottom), (left, bottom))]
-    reach = source_width + 1.0
-    for keeps in (lambda p: p[2] - 1e-9, lambda p: p[0] + 2.0 * p[2], lambda p: reach * p[2] - p[0]):
+    shift = distortion.reach_px if distortion else 0.0
+    left_of, right_of = 2.0 + shift, source_width + 1.0 + shift
+    for keeps in (lambda p: p[2] - 1e-9, lambda p: p[0] + left_of * p[2], lambda p: right_of * p[2] - p[0]):
         outline = _cut(outline, keeps)
     if not outline or rows <= 0 or width <= 0:
         return 0, 0
     heights = [y / w for _, y, w in outline]
-    halo = (BAYER_REACH if bayer else CUBIC_REACH) + 1
+    halo = (BAYER_REACH if bayer else CUBIC_REACH) + 1 + shift
     first, last = (
-        max(0.0, math.floor(min(heights)) - halo),
-        min(float(source_height), math.ceil(max(heights)) + halo + 1.0),
+        max(0.0, math.floor(min(heights) - halo)),
+        min(float(source_height), math.ceil(max(heights) + halo) + 1.0),
     )
     if first >= last:
         return 0, 0
@@ -188,7 +196,9 @@ def _check_slab(source: Source, matrix: Matrix, row0: int, rows: int, width: int
     height = source.full_height
     if source.pixels.shape[0] == height:
         return
-    first, last = source_rows_needed(matrix, row0, rows, width, height, source.width, bayer=source.bayer, col0=col0)
+    first, last = source_rows_needed(
+        matrix, row0, rows, width, height, source.width, bayer=source.bayer, distortion=source.distortion, col0=col0
+    )
     if first < last and (first < source.row0 or last > source.row0 + source.pixels.shape[0]):
         have = (source.row0, source.row0 + source.pixels.shape[0])
         raise ValueError(f"the band needs source rows {(first, last)}, the slab holds {have}")

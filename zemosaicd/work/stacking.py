@@ -210,12 +210,13 @@ def _warp(
     values, seen = into
     count, width = seen.shape
     top, bottom = source_rows_needed(
-        matrix, first, count, width, facts.height, facts.width, bayer=facts.bayer, col0=col0
-    )
+        matrix, first, count, width, facts.height, facts.width,
+        bayer=facts.bayer, distortion=frame.distortion, col0=col0,
+    )  # fmt: skip
     if top >= bottom:
         values[...], seen[...] = 0.0, False
         return
     with NpyPlane(Path(frame.cache)) as plane:
         slab = plane.rows(top, bottom)
-    source = Source(pixels=slab, bayer=facts.bayer, row0=top, height=facts.height)
+    source = Source(pixels=slab, bayer=facts.bayer, row0=top, height=facts.height, distortion=frame.distortion)
     resample_band(source, matrix, first, count, width, col0=col0, into=into)
