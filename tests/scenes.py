@@ -12,7 +12,7 @@ from astropy.io import fits
 from numpy.typing import NDArray
 
 from zemosaicd import codec, sphere
-from zemosaicd.model import FramePlan, Grid, Plan, Wcs
+from zemosaicd.model import Distortion, FramePlan, Grid, Plan, Wcs
 from zemosaicd.work.jobs import MakeMosaic, MosaicSettings, PhaseMade, StackSettings, StackTile
 from zemosaicd.work.store import write_npy
 
@@ -28,13 +28,16 @@ COLOURS = (0.8, 1.0, 0.6)
 """Flux of a star in red, green and blue, of its flux."""
 
 
-def render(wcs: Wcs, width: int, height: int, base: Wcs, stars: Sequence[Star], bayer: str = "") -> Array:
+def render(
+    wcs: Wcs, width: int, height: int, base: Wcs, stars: Sequence[Star], bayer: str = "", lens: Distortion | None = None
+) -> Array:
     """float64 (H, W): sky and Gaussian stars at places of `base`, as a frame there sees them; mono, or a CFA."""
     x, y = np.arange(width)[np.newaxis, :], np.arange(height)[:, np.newaxis]
     light = np.zeros((height, width))
     m = sphere.homography(base, wcs)
     for at_x, at_y, flux in stars:
         u, v = sphere.apply_plane(m, at_x, at_y)
+        u, v = sphere.recorded_pixel(lens, u, v) if lens else (u, v)
         r2 = (x - u) ** 2 + (y - v) ** 2
         light += flux * np.exp(-0.5 * r2 / SIGMA_PX**2) / (2 * np.pi * SIGMA_PX**2)
     return SKY + light * (_colour_of_sites(width, height, bayer) if bayer else 1.0)

@@ -12,6 +12,7 @@ import numpy as np
 from zemosaicd import sphere
 from zemosaicd.core.plan import PlanSettings, make_plan
 from zemosaicd.model import (
+    Distortion,
     Fingerprint,
     FrameFacts,
     FramePlan,
@@ -57,6 +58,20 @@ def wcs_at(
 def shifted(wcs: Wcs, dx_px: float, dy_px: float) -> Wcs:
     """The same plane with the frame moved by whole or broken pixels."""
     return replace(wcs, x_px=wcs.x_px - dx_px, y_px=wcs.y_px - dy_px)
+
+
+def radial(outward_px: float, width: int = WIDTH, height: int = HEIGHT) -> Distortion:
+    """A lens that moves the corners of the sensor outward by so much, as the cube of the distance from the centre."""
+    k = outward_px
+    return Distortion(
+        width=width, height=height, x_px=(0.0, 0.0, 0.0, k, 0.0, k, 0.0), y_px=(0.0, 0.0, 0.0, 0.0, k, 0.0, k)
+    )
+
+
+def crooked(width: int = WIDTH, height: int = HEIGHT) -> Distortion:
+    """A lens with every term, up to 2 px in the corners."""
+    x_px, y_px = (0.2, -0.3, 0.1, 0.6, -0.1, 0.4, 0.2), (-0.1, 0.2, 0.3, 0.1, 0.5, -0.2, 0.5)
+    return Distortion(width=width, height=height, x_px=x_px, y_px=y_px)
 
 
 def frame_plan(number: int, wcs: Wcs, **changes: Any) -> FramePlan:

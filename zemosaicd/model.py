@@ -13,6 +13,10 @@ from enum import StrEnum
 FrameId = str
 """First 24 hex digits of the SHA-256 of a frame's shape and raw data unit: same pixels, same frame (F27)."""
 
+DISTORTION_TERMS = 7
+DISTORTION_BORDER = 0.05
+"""Width of the border on which a `Distortion` holds, in shorter sides of the sensor."""
+
 
 class MountMode(StrEnum):
     """How the mount followed the sky (SPEC M1)."""
@@ -86,6 +90,37 @@ class Wcs:
     x_px: float
     y_px: float
     cd: tuple[float, float, float, float]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Distortion:
+    """How a camera bends a plain TAN image: **ideal (TAN) pixel -> recorded pixel**, the way that the warp goes.
+
+    With u = (x - cx) / R and v = (y - cy) / R (centre and half diagonal of the `width` x `height` sensor), the recorded
+    x is the ideal x plus the sum of `x_px[k]` times term k of (u^2, u v, v^2, u^3, u^2 v, u v^2, v^3), and so for y;
+    px. Degrees 0 and 1 belong to each frame's `Wcs`. `sphere.recorded_pixel` and `sphere.ideal_pixel` apply it.
+    """
+
+    width: int
+    height: int
+    x_px: tuple[float, ...]
+    y_px: tuple[float, ...]
+
+    def __post_init__(self) -> None:
+        if len(self.x_px) != DISTORTION_TERMS or len(self.y_px) != DISTORTION_TERMS:
+            raise ValueError(f"{DISTORTION_TERMS} coefficients an axis, not {len(self.x_px)} and {len(self.y_px)}")
+        if not self.reach_px <= self.border_px:
+            raise ValueError(f"a distortion of up to {self.reach_px:.3g} px: {self.border_px:.3g} is the most")
+
+    @property
+    def border_px(self) -> float:
+        """How far round the sensor the polynomial holds, px; farther out it may fold back and means nothing."""
+        return DISTORTION_BORDER * min(self.width, self.height)
+
+    @property
+    def reach_px(self) -> float:
+        """Bound of the shift in x and in y on the sensor and its border (there u and v are at most 1.1), px."""
+        return 1.1**3 * max(sum(map(abs, self.x_px)), sum(map(abs, self.y_px)))
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -223,9 +258,9 @@ class FrameSky:
 class FramePlan:
     """All that Phases 3 to 5 need to know of one frame. Per-channel tuples as in Measures.
 
-    `wcs`: the session's final solution of the frame. `transparency`: its flux scale against its group's reference.
-    `photon_adu`: variance in ADU^2 per ADU of signal above the sky, per channel. `mount_mode` follows SPEC M1.
-    `trails`: those that no other frame shares.
+    `wcs`: the session's final solution of the frame, `distortion` what its camera does on top of it (None: nothing).
+    `transparency`: its flux scale against its group's reference. `photon_adu`: variance in ADU^2 per ADU of signal
+    above the sky, per channel. `mount_mode` follows SPEC M1. `trails`: those that no other frame shares.
     """
 
     frame: FrameId
@@ -244,6 +279,7 @@ class FramePlan:
     mount_mode: MountMode
     sky: FrameSky | None = None
     trails: tuple[Trail, ...] = ()
+    distortion: Distortion | None = None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -18,7 +18,7 @@ from astropy.wcs import WCS
 
 from tests import scenes, values
 from zemosaicd import sphere
-from zemosaicd.core.plan import union
+from zemosaicd.core.plan import cut, union
 from zemosaicd.model import FramePlan, Grid, Plan, SessionFailed, Wcs
 
 W, H = 160, 120
@@ -158,6 +158,23 @@ def test_R8_coverage_counts_distinct_frames(tmp_path: Path) -> None:
     alone = strip(tmp_path / "d", [8])
     single, _ = scenes.mosaic(tmp_path, alone, scenes.stack_all(tmp_path, alone, rejection="none"))
     assert (np.abs(scenes.planes(single)["COVERAGE"].astype(int) - found) > 0).mean() < 0.02
+
+
+def test_R8_coverage_counts_distinct_frames_of_a_camera_that_distorts(tmp_path: Path) -> None:
+    """Where a shared frame ends is where its camera bends it to: no frame is counted twice along that edge."""
+    both = []
+    for cap in (0, 5):
+        plan = strip(tmp_path / f"c{cap}", [8], batch_cap=cap, batch_overlap=2)
+        bent = {n: replace(f, distortion=values.radial(-2.2, W, H)) for n, f in plan.frames.items()}
+        grown = tuple(
+            replace(t, grid=cut(t.grid.wcs, (-4, -4, t.grid.width + 4, t.grid.height + 4))) for t in plan.tiles
+        )
+        plan = replace(plan, frames=bent, tiles=grown)
+        path, _ = scenes.mosaic(tmp_path, plan, scenes.stack_all(tmp_path, plan, rejection="none"))
+        both.append(scenes.planes(path)["COVERAGE"].astype(int))
+    alone, batched = both
+    assert alone.max() == 8
+    np.testing.assert_array_equal(alone[3:-3, 3:-3], batched[3:-3, 3:-3])
 
 
 def test_V1_coverage_adds_up_over_tiles_that_share_no_frame(tmp_path: Path) -> None:

@@ -16,7 +16,7 @@ from hypothesis import strategies as st
 from tests import values
 from zemosaicd import codec
 from zemosaicd.core.events import EVENTS
-from zemosaicd.model import Fingerprint, LogNote, MountMode, Plan, PreparedFrame, Reason, Rejected
+from zemosaicd.model import Distortion, Fingerprint, LogNote, MountMode, Plan, PreparedFrame, Reason, Rejected
 from zemosaicd.work.planfiles import PlanRequest
 
 ESCAPED = st.integers(0xDC80, 0xDCFF).map(chr)
@@ -50,6 +50,11 @@ def of(kind: Any) -> st.SearchStrategy[Any]:
         return st.dictionaries(of(args[0]), of(args[1]), max_size=2)
     if issubclass(kind, Enum):
         return st.sampled_from(list(kind))
+    if kind is Distortion:  # most random polynomials fold, and are refused
+        shifts = st.lists(st.floats(-1.0, 1.0), min_size=7, max_size=7).map(tuple)
+        return st.builds(
+            Distortion, width=st.integers(200, 9000), height=st.integers(200, 9000), x_px=shifts, y_px=shifts
+        )
     assert is_dataclass(kind), kind
     assert isinstance(kind, type)
     hints = typing.get_type_hints(kind)

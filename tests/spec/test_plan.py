@@ -355,6 +355,21 @@ def test_windows_hold_all_footprints_anywhere_on_the_sphere(place: tuple[float, 
     assert whole.height <= height + 1
 
 
+@pytest.mark.parametrize("outward_px", [1.1, -1.1])
+def test_a_window_holds_what_a_bent_frame_saw(outward_px: float) -> None:
+    """Every pixel of its edge has a place in it, and a pixel more would be too much, however the lens bends."""
+    frame = values.frame_plan(1, values.wcs_at(10.0, 20.0), distortion=values.radial(outward_px))
+    assert window([replace(frame, distortion=None)], frame.wcs) == (0, 0, values.WIDTH, values.HEIGHT)
+    x0, y0, x1, y1 = window([frame], frame.wcs) or (0, 0, 0, 0)
+    rows, columns = range(values.HEIGHT), range(values.WIDTH)
+    ring = [(x, y) for x in columns for y in (rows[0], rows[-1])] + [(x, y) for y in rows for x in (0, columns[-1])]
+    assert frame.distortion is not None
+    xs, ys = zip(*(sphere.ideal_pixel(frame.distortion, x, y) for x, y in ring), strict=True)
+    assert (x0, y0) == pytest.approx((min(xs), min(ys)), abs=1.0)
+    assert (x1 - 1, y1 - 1) == pytest.approx((max(xs), max(ys)), abs=1.0)
+    assert (x0, y0, x1, y1) != (0, 0, values.WIDTH, values.HEIGHT) or outward_px > 0
+
+
 def test_a_union_is_the_smallest_window_round_its_windows() -> None:
     """Its box is the outermost of all boxes."""
     base = values.wcs_at(10.0, 20.0)

@@ -15,7 +15,7 @@ import pytest
 from tests import values
 from zemosaicd import codec, sphere
 from zemosaicd.core.plan import PlanSettings
-from zemosaicd.model import MountMode, Plan, PreparedFrame, Reason, Solution, Wcs
+from zemosaicd.model import Distortion, MountMode, Plan, PreparedFrame, Reason, Solution, Wcs
 from zemosaicd.science.stars import StarList
 from zemosaicd.work import planfiles
 from zemosaicd.work.catalogue import read_cone
@@ -35,13 +35,16 @@ def sky() -> tuple[tuple[float, float, float], ...]:
     )
 
 
-def stars_of(wcs: Wcs, *, scale: float = 1.0, seed: int = 1, jitter_px: float = 0.05) -> StarList:
+def stars_of(
+    wcs: Wcs, *, scale: float = 1.0, seed: int = 1, jitter_px: float = 0.05, lens: Distortion | None = None
+) -> StarList:
     """What a frame there detects: catalogue stars with centroids off a little, brightest first."""
     rng = np.random.default_rng(seed)
     rows = []
     for ra, dec, flux in sky():
         place = sphere.sky_to_pixel(wcs, sphere.direction(ra, dec))
         if place is not None and 5 < place[0] < W - 5 and 5 < place[1] < H - 5:
+            place = sphere.recorded_pixel(lens, *place) if lens else place
             dx, dy = rng.normal(0.0, jitter_px, 2)
             rows.append((flux * scale, place[0] + dx, place[1] + dy))
     table = np.array(sorted(rows, reverse=True)).T
@@ -55,7 +58,10 @@ def frame(number: int, *, dx: float = 0.0, solved: bool = True, **changes: Any) 
     centre = values.wcs_at(*PLACE, scale_arcsec=SCALE, width=W, height=H)
     wcs = values.wcs_at(*sphere.position(sphere.pixel_to_sky(centre, centre.x_px + dx, centre.y_px + 3.0 * number)),
                         scale_arcsec=SCALE, width=W, height=H)  # fmt: skip
-    stars = stars_of(wcs, seed=number, scale=changes.pop("scale", 1.0), jitter_px=changes.pop("jitter_px", 0.05))
+    stars = stars_of(
+        wcs, seed=number, scale=changes.pop("scale", 1.0), jitter_px=changes.pop("jitter_px", 0.05),
+        lens=changes.pop("lens", None),
+    )  # fmt: skip
     guess = Solution(
         wcs=values.shifted(wcs, 0.6, -0.4), solver="catalogue", matches=40, log_false_alarm=-90.0, rms_arcsec=1.0
     )
@@ -120,6 +126,60 @@ def test_the_joint_solution_places_frames_better_than_their_seeds(tmp_path: Path
     assert (plan.figures["anchors"] or 0) > 20
     (note,) = made.notes
     assert (note.event, note.fields["frames"]) == ("session_registered", 6)
+
+
+def test_the_cameras_distortion_reaches_the_plan(tmp_path: Path) -> None:
+    """It stands in every frame of the camera and in the figures; frames are placed and fluxes matched through it."""
+    lens = values.radial(1.5, W, H)
+    night = [frame(i, dx=600.0 * (i % 2), lens=lens, scale=0.7 if i == 4 else 1.0) for i in range(6)]
+    plan, made = run(tmp_path, night)
+    assert plan.figures["lenses"] == 1
+    assert plan.figures["distortion_px"] == pytest.approx(1.5, abs=0.15)
+    assert made.notes[0].fields["distortion_px"] == plan.figures["distortion_px"]
+    for one in night:
+        assert one.solution is not None
+        truth, found = values.shifted(one.solution.wcs, -0.6, 0.4), plan.frames[one.frame]
+        assert found.distortion is not None
+        for x, y in values.centres(W, H):
+            v = sphere.pixel_to_sky(truth, *sphere.ideal_pixel(lens, x, y))
+            ideal = sphere.sky_to_pixel(found.wcs, v)
+            assert ideal is not None
+            assert sphere.recorded_pixel(found.distortion, *ideal) == pytest.approx((x, y), abs=0.15)
+    assert plan.frames[night[4].frame].transparency == pytest.approx(0.7, rel=0.02)
+    plain, _ = run(tmp_path, NIGHT)
+    assert (plain.figures["lenses"], plain.figures["distortion_px"]) == (0, None)
+    assert all(f.distortion is None for f in plain.frames.values())
+
+
+def test_a_frame_whose_stars_are_nowhere_in_the_session_is_left_out(tmp_path: Path) -> None:
+    """Its solution is 40 px off: it would smear the stack. The report has the count and the limit."""
+    seed = NIGHT[4].solution
+    assert seed is not None
+    astray = replace(NIGHT[4], solution=replace(seed, wcs=values.shifted(seed.wcs, 40.0, 0.0)))
+    plan, _ = run(tmp_path, [*NIGHT[:4], astray, NIGHT[5]])
+    (left,) = plan.left_out
+    assert (left.path, left.reason.rule, left.reason.threshold) == (astray.path, "registration.min_stars", 4)
+    assert isinstance(left.reason.value, int)
+    assert left.reason.value < 4
+
+
+def test_hot_pixels_are_no_stars_of_the_plan(tmp_path: Path) -> None:
+    """Bright detections that stay on the sensor are counted, and bear on nothing."""
+    clean, _ = run(tmp_path, NIGHT[::2])
+    dirty = []
+    for one in NIGHT[::2]:
+        stars = StarList.from_bytes(one.stars)
+        x = np.concatenate([np.linspace(100, 1100, 8), stars.x])
+        y = np.concatenate([np.linspace(90, 900, 8), stars.y])
+        light = [np.concatenate([np.full(8, 1e6), c]).astype(np.float32) for c in (stars.flux, stars.snr)]
+        shape = np.full(len(x), 3.0, np.float32)
+        more = StarList(x=x, y=y, flux=light[0], snr=light[1], fwhm_px=shape, ellipticity=0 * shape)
+        dirty.append(replace(one, stars=more.to_bytes()))
+    plan, _ = run(tmp_path, dirty)
+    assert plan.figures["fixed_detections"] == 8 * len(dirty)
+    for one in dirty:
+        assert plan.frames[one.frame].wcs.x_px == pytest.approx(clean.frames[one.frame].wcs.x_px, abs=0.01)
+        assert plan.frames[one.frame].transparency == pytest.approx(clean.frames[one.frame].transparency, rel=1e-3)
 
 
 def test_F27_the_same_pixels_under_two_names_count_once(tmp_path: Path) -> None:

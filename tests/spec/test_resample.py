@@ -10,11 +10,13 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from tests import oracles
+from tests import oracles, values
+from zemosaicd.model import Distortion
+from zemosaicd.science.distortion import ideal, recorded
 from zemosaicd.science.kernels import Box
 from zemosaicd.science.lattices import Levels
 from zemosaicd.science.resample import NOTHING, RED_SITE, Kernel, Source, resample, source_box
-from zemosaicd.sphere import Matrix, apply_plane, inverse
+from zemosaicd.sphere import Matrix, apply_plane, ideal_pixel, inverse, recorded_pixel
 
 IDENTITY: Matrix = (1.0, 0.0, 0.0, 0.0, 1.0, 0.0, 0.0, 0.0, 1.0)
 TILT: Matrix = (0.999, -0.02, 1.3, 0.021, 1.001, -0.8, 1e-5, -2e-5, 1.0)
@@ -22,8 +24,8 @@ TILT: Matrix = (0.999, -0.02, 1.3, 0.021, 1.001, -0.8, 1e-5, -2e-5, 1.0)
 
 def pixels_last(source: Source, matrix: Matrix, window: Box, **more: Any) -> tuple[np.ndarray, np.ndarray]:
     """A window with the channels last, as is handy here."""
-    values, seen = resample(source, matrix, window, **more)
-    return np.moveaxis(values, 0, 2), seen
+    found, seen = resample(source, matrix, window, **more)
+    return np.moveaxis(found, 0, 2), seen
 
 
 def turn(degrees: float, dx: float, dy: float) -> Matrix:
@@ -40,24 +42,24 @@ def noise_plane(height: int, width: int, seed: int = 5) -> np.ndarray:
 def test_every_bayer_order_equals_its_definition(bayer: str, kernel: Kernel) -> None:
     """Each colour is interpolated from its own photosites alone, for each pattern and kernel; 4x4 taps at the rim."""
     cfa = noise_plane(26, 30)
-    values, seen = pixels_last(Source(pixels=cfa, bayer=bayer), TILT, (0, 0, 30, 26), kernel=kernel)
+    found, seen = pixels_last(Source(pixels=cfa, bayer=bayer), TILT, (0, 0, 30, 26), kernel=kernel)
     assert seen.sum() > 200
     for y, x in list(zip(*np.nonzero(seen), strict=True))[::23]:
         expected = oracles.demosaic_at(cfa, bayer, *apply_plane(TILT, float(x), float(y)), kernel)
-        assert values[y, x] == pytest.approx(expected, abs=2e-3)
+        assert found[y, x] == pytest.approx(expected, abs=2e-3)
 
 
 @pytest.mark.parametrize("kernel", list(Kernel))
 def test_mono_equals_its_definition(kernel: Kernel) -> None:
     """A mono plane is interpolated on whole pixels; a cube of planes is the same plane by plane."""
     plane = noise_plane(20, 24)
-    values, seen = pixels_last(Source(pixels=plane), TILT, (0, 0, 24, 20), kernel=kernel)
+    found, seen = pixels_last(Source(pixels=plane), TILT, (0, 0, 24, 20), kernel=kernel)
     for y, x in list(zip(*np.nonzero(seen), strict=True))[::7]:
         expected = oracles.pixel_at(plane, *apply_plane(TILT, float(x), float(y)), kernel)
-        assert values[y, x, 0] == pytest.approx(expected, abs=2e-3)
+        assert found[y, x, 0] == pytest.approx(expected, abs=2e-3)
     cube, _ = pixels_last(Source(pixels=np.stack([plane, 2 * plane])), TILT, (0, 0, 24, 20), kernel=kernel)
-    assert np.array_equal(cube[:, :, :1], values)
-    assert np.array_equal(cube[:, :, 1:], 2 * values)
+    assert np.array_equal(cube[:, :, :1], found)
+    assert np.array_equal(cube[:, :, 1:], 2 * found)
 
 
 @given(dx=st.integers(-30, 30), dy=st.integers(-30, 30), rounding=st.floats(-1e-10, 1e-10))
@@ -66,38 +68,87 @@ def test_whole_pixel_shift_passes_values_through(dx: int, dy: int, rounding: flo
     """Images on one lattice are placed exactly, up to their borders, whatever rounding the matrix carries."""
     plane = noise_plane(18, 22)
     matrix = (1.0, 0.0, dx + rounding, 0.0, 1.0, dy - rounding, 0.0, 0.0, 1.0)
-    values, seen = pixels_last(Source(pixels=plane), matrix, (0, 0, 22, 18))
+    found, seen = pixels_last(Source(pixels=plane), matrix, (0, 0, 22, 18))
     y, x = np.mgrid[0:18, 0:22]
     inside = (y >= -dy) & (y < 18 - dy) & (x >= -dx) & (x < 22 - dx)
     assert np.array_equal(seen, inside)
-    assert np.array_equal(values[inside, 0], plane[y[inside] + dy, x[inside] + dx])
+    assert np.array_equal(found[inside, 0], plane[y[inside] + dy, x[inside] + dx])
+
+
+LENSES = [None, values.crooked(83, 70), values.radial(-1.3, 83, 70)]
 
 
 @pytest.mark.parametrize("kernel", list(Kernel))
 @pytest.mark.parametrize("bayer", ["", "GRBG", "RGGB"])
 @given(
     angle=st.floats(-180.0, 180.0), dx=st.floats(-20.0, 60.0), dy=st.floats(-20.0, 60.0),
-    step=st.sampled_from([(1, 75), (7, 30), (64, 13), (97, 1)]),
+    step=st.sampled_from([(1, 75), (7, 30), (64, 13), (97, 1)]), lens=st.sampled_from(LENSES),
 )  # fmt: skip
 @settings(max_examples=15)
 def test_M5_windows_and_slabs_have_the_bits_of_the_whole(
-    bayer: str, kernel: Kernel, angle: float, dx: float, dy: float, step: tuple[int, int]
+    bayer: str, kernel: Kernel, angle: float, dx: float, dy: float, step: tuple[int, int], lens: Distortion | None
 ) -> None:
     """Windows of any shape, each from no more than the source's box it asks for, equal the whole image bit by bit."""
     plane, matrix = noise_plane(70, 83), turn(angle, dx, dy)
-    values, seen = pixels_last(Source(pixels=plane, bayer=bayer), matrix, (0, 0, 75, 97), kernel=kernel)
+    whole, seen = pixels_last(Source(pixels=plane, bayer=bayer, distortion=lens), matrix, (0, 0, 75, 97), kernel=kernel)
     for row0, col0 in ((r, c) for r in range(0, 97, step[0]) for c in range(0, 75, step[1])):
         window = (col0, row0, min(75, col0 + step[1]), min(97, row0 + step[0]))
         part = slice(window[1], window[3]), slice(window[0], window[2])
-        left, top, right, bottom = box = source_box(matrix, window, 83, 70, bayer=bool(bayer))
+        left, top, right, bottom = box = source_box(matrix, window, 83, 70, bayer=bool(bayer), distortion=lens)
         if box == NOTHING:
             assert not seen[part].any()
             continue
         slab = plane[top:bottom, left:right].copy()
-        source = Source(pixels=slab, bayer=bayer, corner=(left, top), width=83, height=70)
+        source = Source(pixels=slab, bayer=bayer, corner=(left, top), width=83, height=70, distortion=lens)
         here, here_seen = pixels_last(source, matrix, window, kernel=kernel)
-        assert np.array_equal(here, values[part])
+        assert np.array_equal(here, whole[part])
         assert np.array_equal(here_seen, seen[part])
+
+
+@pytest.mark.parametrize("bayer", ["", "GRBG"])
+def test_a_bent_source_is_read_where_its_camera_recorded(bayer: str) -> None:
+    """Grid, homography, distortion: each value is the kernel's at the recorded place, if that lies inside."""
+    cfa, lens = noise_plane(64, 80), values.crooked(80, 64)
+    found, seen = pixels_last(Source(pixels=cfa, bayer=bayer, distortion=lens), TILT, (0, 0, 80, 64))
+    edge = 4.0 if bayer else 1.0
+    for y, x in np.ndindex(64, 80):
+        u, v = recorded_pixel(lens, *apply_plane(TILT, float(x), float(y)))
+        room = min(u, v, 79 - u, 63 - v) - edge
+        assert seen[y, x] == (room > 0) or abs(room) < 1e-3
+        if seen[y, x] and (x + 80 * y) % 31 == 0:
+            at = oracles.demosaic_at(cfa, bayer, u, v, "kriging") if bayer else oracles.pixel_at(cfa, u, v, "kriging")
+            assert found[y, x] == pytest.approx(at, abs=2e-3)
+
+
+def test_V2_nothing_is_seen_where_the_polynomial_folds_back() -> None:
+    """Far outside the sensor a cubic comes back into it; there is no sky of this source there."""
+    lens = values.radial(-1.2, 80, 64)
+    shrink = (30.0, 0.0, -1200.0, 0.0, 30.0, -960.0, 0.0, 0.0, 1.0)
+    grid = [(x, y) for x in range(80) for y in range(64)]
+    folded = [
+        p
+        for p in grid
+        if max(map(abs, apply_plane(shrink, *p))) > 200 and _inside(recorded_pixel(lens, *apply_plane(shrink, *p)))
+    ]
+    assert len(folded) > 3
+    _, seen = resample(Source(pixels=noise_plane(64, 80), distortion=lens), shrink, (0, 0, 80, 64))
+    assert seen.any()
+    assert not any(seen[y, x] for x, y in folded)
+
+
+def _inside(place: tuple[float, float]) -> bool:
+    return 4 < place[0] < 75 and 4 < place[1] < 59
+
+
+def test_arrays_and_numbers_bend_alike() -> None:
+    """The compiled polynomial is the plain one, and so are the inverses."""
+    lens = values.crooked(640, 480)
+    x, y = np.meshgrid(np.linspace(0, 639, 9), np.linspace(0, 479, 7))
+    for arrays, numbers in ((recorded, recorded_pixel), (ideal, ideal_pixel)):
+        u, v = arrays(lens, x, y)
+        expected = [numbers(lens, *p) for p in zip(x.ravel().tolist(), y.ravel().tolist(), strict=True)]
+        assert np.stack([u.ravel(), v.ravel()], axis=1) == pytest.approx(np.array(expected), abs=1e-9)
+    assert np.isnan(recorded(lens, np.array([700.0]), np.array([100.0]))[0]).all()
 
 
 def test_the_box_needed_is_small() -> None:
@@ -147,10 +198,10 @@ def test_levels_are_those_of_the_photosite(bayer: str, kind: type) -> None:
         raw = raw[:, :, 0]
     exact = kind is np.float32
     stored = raw.astype(kind) if exact else np.rint(raw).astype(kind)
-    values, seen = pixels_last(Source(pixels=stored, bayer=bayer, levels=levels), TILT, (0, 0, width, height))
+    found, seen = pixels_last(Source(pixels=stored, bayer=bayer, levels=levels), TILT, (0, 0, width, height))
     assert seen.sum() > 1000
-    assert values[seen] == pytest.approx(
-        np.broadcast_to(400.0 + levels.zero, values[seen].shape), abs=0.01 if exact else 2
+    assert found[seen] == pytest.approx(
+        np.broadcast_to(400.0 + levels.zero, found[seen].shape), abs=0.01 if exact else 2
     )
 
 
@@ -161,10 +212,10 @@ def test_a_slope_stays_a_slope(kernel: Kernel) -> None:
     cfa = (100.0 + 3.0 * x - 2.0 * y).astype(np.float32)
     tolerance = 0.25 if kernel is Kernel.LANCZOS3 else 0.005
     for bayer in ("", "RGGB"):
-        values, seen = pixels_last(Source(pixels=cfa, bayer=bayer), TILT, (0, 0, 50, 50), kernel=kernel)
+        found, seen = pixels_last(Source(pixels=cfa, bayer=bayer), TILT, (0, 0, 50, 50), kernel=kernel)
         for row, column in list(zip(*np.nonzero(seen), strict=True))[::17]:
             u, v = apply_plane(TILT, float(column), float(row))
-            assert values[row, column] == pytest.approx(100.0 + 3.0 * u - 2.0 * v, abs=tolerance)
+            assert found[row, column] == pytest.approx(100.0 + 3.0 * u - 2.0 * v, abs=tolerance)
 
 
 @pytest.mark.parametrize("hostile", [np.nan, np.inf, -np.inf])
@@ -174,10 +225,10 @@ def test_V3_what_is_not_finite_never_enters(bayer: str, hostile: float) -> None:
     plane = noise_plane(40, 44)
     clean, clean_seen = pixels_last(Source(pixels=plane, bayer=bayer), TILT, (0, 0, 44, 40))
     plane[20, 21] = hostile
-    values, seen = pixels_last(Source(pixels=plane, bayer=bayer), TILT, (0, 0, 44, 40))
-    assert np.isfinite(values).all()
+    found, seen = pixels_last(Source(pixels=plane, bayer=bayer), TILT, (0, 0, 44, 40))
+    assert np.isfinite(found).all()
     assert (seen <= clean_seen).all()
-    assert np.array_equal(values[seen], clean[seen])
+    assert np.array_equal(found[seen], clean[seen])
     y, x = np.nonzero(clean_seen & ~seen)
     assert 9 <= len(y) <= 13**2
     assert max(abs(apply_plane(TILT, float(a), float(b))[0] - 21) for a, b in zip(x, y, strict=True)) < 6
@@ -196,8 +247,8 @@ def test_V2_an_invalid_pixel_is_a_bad_pixel() -> None:
 
 def test_V2_zero_is_a_value() -> None:
     """A black source is seen: validity is geometry, never "is it zero"."""
-    values, seen = pixels_last(Source(pixels=np.zeros((30, 30), np.float32), bayer="RGGB"), IDENTITY, (0, 0, 30, 30))
-    assert not values.any()
+    found, seen = pixels_last(Source(pixels=np.zeros((30, 30), np.float32), bayer="RGGB"), IDENTITY, (0, 0, 30, 30))
+    assert not found.any()
     assert seen[4:26, 4:26].all()
     assert seen.sum() == 22 * 22
 
@@ -213,9 +264,9 @@ def test_V2_nothing_is_seen_behind_the_tangent_plane() -> None:
 def test_F30_a_constant_source_stays_constant() -> None:
     """The kernels' weights sum to one at every phase."""
     source = Source(pixels=np.full((50, 50), 1234.5, np.float32), bayer="BGGR")
-    values, seen = pixels_last(source, turn(33, 9, -9), (0, 0, 50, 50))
+    found, seen = pixels_last(source, turn(33, 9, -9), (0, 0, 50, 50))
     assert seen.any()
-    assert np.abs(values[seen] - 1234.5).max() < 1e-3
+    assert np.abs(found[seen] - 1234.5).max() < 1e-3
 
 
 def star_field(height: int, width: int, stars: list[tuple[float, float]], fwhm: float) -> np.ndarray:
@@ -239,19 +290,19 @@ def test_stars_keep_place_and_flux(angle: float) -> None:
     """
     matrix = turn(angle, 3.37, -2.81)
     cfa = (10000.0 * star_field(136, 212, STARS, 2.9)).astype(np.float32)
-    values, seen = pixels_last(Source(pixels=cfa, bayer="GRBG"), matrix, (0, 0, 200, 150))
+    found, seen = pixels_last(Source(pixels=cfa, bayer="GRBG"), matrix, (0, 0, 200, 150))
     y, x = np.mgrid[0:150, 0:200]
     moved, kept = [], []
     for sx, sy in (apply_plane(inverse(matrix), *star) for star in STARS):
         if not (12 < sx < 187 and 12 < sy < 137 and seen[int(sy) - 9 : int(sy) + 11, int(sx) - 9 : int(sx) + 11].all()):
             continue
-        window = values * np.exp(-((x - sx) ** 2 + (y - sy) ** 2) / (2 * 2.0**2))[:, :, np.newaxis]
+        window = found * np.exp(-((x - sx) ** 2 + (y - sy) ** 2) / (2 * 2.0**2))[:, :, np.newaxis]
         total = window.sum(axis=(0, 1)) / 1.4  # a 2-px window shows a shift 1.4 times too small
         moved.append(
             [(window * (grid - at)[:, :, np.newaxis]).sum(axis=(0, 1)) / total for grid, at in ((x, sx), (y, sy))]
         )
         inside = np.hypot(x - sx, y - sy) < 6.0
-        kept.append(values[inside].sum(axis=0) / (10000.0 * star_field(150, 200, [(sx, sy)], 2.9)[inside].sum()))
+        kept.append(found[inside].sum(axis=0) / (10000.0 * star_field(150, 200, [(sx, sy)], 2.9)[inside].sum()))
     assert len(moved) >= 8
     assert np.abs(np.array(moved)[:, :, 1]).max() < 0.02
     assert np.abs(np.mean(moved, axis=0)).max() < 0.02
@@ -265,6 +316,6 @@ def test_colours_do_not_mix() -> None:
     cfa = np.full((136, 212), 100.0, np.float32)
     red = star_field(136, 212, STARS, 2.9) * 5000.0
     cfa[0::2, 1::2] += red[0::2, 1::2].astype(np.float32)
-    values, seen = pixels_last(Source(pixels=cfa, bayer="GRBG"), turn(0.4, 3.37, -2.81), (0, 0, 212, 136))
-    assert values[:, :, 0].max() > 3000.0
-    assert np.abs(values[seen][:, 1:] - 100.0).max() < 1e-3
+    found, seen = pixels_last(Source(pixels=cfa, bayer="GRBG"), turn(0.4, 3.37, -2.81), (0, 0, 212, 136))
+    assert found[:, :, 0].max() > 3000.0
+    assert np.abs(found[seen][:, 1:] - 100.0).max() < 1e-3

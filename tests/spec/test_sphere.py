@@ -15,7 +15,7 @@ from hypothesis import strategies as st
 from tests import values
 from zemosaicd import sphere
 from zemosaicd.core.wcs_cards import wcs_header
-from zemosaicd.model import Grid, Wcs
+from zemosaicd.model import Distortion, Grid, Wcs
 
 PLACES = [(0.0, 0.0), (359.9999, 12.0), (0.0001, -45.0), (83.8, -5.4), (120.0, 89.9), (300.0, -89.95), (45.0, 90.0)]
 POINTS = [(0.0, 0.0), (95.0, 0.0), (95.0, 63.0), (0.0, 63.0), (47.5, 31.5), (-300.25, 511.5)]
@@ -121,3 +121,38 @@ def test_scale_angle_and_radius_of_a_grid() -> None:
     assert sphere.field_radius_deg(grid) == pytest.approx(half, rel=1e-6)
     assert sphere.position(sphere.centre_of(grid)) == pytest.approx((10.0, 60.0))
     assert len(sphere.footprint(grid)) == 4
+
+
+def test_a_distortion_goes_from_the_ideal_pixel_to_the_recorded_one() -> None:
+    """Outward in the corner by what it says, an eighth of that half way there, nothing in the middle."""
+    lens = values.radial(1.5, 1081, 1921)
+    middle, radius = (540.0, 960.0), math.hypot(1081, 1921) / 2
+    assert sphere.recorded_pixel(lens, *middle) == middle
+    for share in (1.0, 0.5):
+        x, y = middle[0] + share * radius * 0.6, middle[1] - share * radius * 0.8
+        moved = np.subtract(sphere.recorded_pixel(lens, x, y), (x, y))
+        assert moved == pytest.approx((1.5 * share**3 * 0.6, -1.5 * share**3 * 0.8))
+
+
+@given(st.floats(-0.05, 1.05), st.floats(-0.05, 1.05))
+def test_every_term_of_a_distortion_is_undone_by_its_inverse(x: float, y: float) -> None:
+    """To 1e-9 px on the sensor and round it."""
+    lens = values.crooked(640, 480)
+    place = (x * 640, y * 480)
+    assert sphere.recorded_pixel(lens, *sphere.ideal_pixel(lens, *place)) == pytest.approx(place, abs=1e-9)
+    assert np.abs(np.subtract(sphere.recorded_pixel(lens, *place), place)).max() <= lens.reach_px
+
+
+def test_a_distortion_that_could_fold_is_refused() -> None:
+    """Shifts that reach beyond the border on which they hold, and polynomials of another degree, are no distortion."""
+    with pytest.raises(ValueError, match="the most"):
+        values.radial(20.0, 640, 480)
+    with pytest.raises(ValueError, match="7 coefficients"):
+        Distortion(width=640, height=480, x_px=(0.1,), y_px=(0.1,))
+
+
+def test_an_outline_has_corners_and_the_middles_of_its_edges() -> None:
+    """Eight points in order round the edge, half a pixel outside the outermost pixel centres."""
+    ring = sphere.edge_points(11, 7)
+    assert ring[::2] == sphere.corners(11, 7)
+    assert ring[1::2] == ((5.0, -0.5), (10.5, 3.0), (5.0, 6.5), (-0.5, 3.0))

@@ -15,7 +15,7 @@ from astropy.wcs import WCS
 
 from tests import scenes, values
 from zemosaicd import sphere
-from zemosaicd.model import FramePlan, Grid, Plan, TileFailed
+from zemosaicd.model import FramePlan, Grid, Plan, TileFailed, Wcs
 from zemosaicd.work.jobs import StackSettings
 from zemosaicd.work.stacking import levels_of, prepare
 
@@ -220,6 +220,47 @@ def test_a_stars_flux_is_conserved(tmp_path: Path, bayer: str) -> None:
     assert place is not None
     for plane, share in zip(picture, scenes.COLOURS if bayer else (1.0,), strict=True):
         assert scenes.flux(plane, *place) == pytest.approx(STARS[1][2] * share, rel=0.01)
+
+
+@pytest.mark.parametrize("bayer", ["", "GRBG"])
+def test_a_bent_cameras_stars_stack_where_they_belong(tmp_path: Path, bayer: str) -> None:
+    """Frames half of which stand on their heads, 2 px of distortion: stars are in place, and as narrow as without."""
+    width, height, lens = 160, 120, values.radial(2.0, 160, 120)
+    base = values.wcs_at(83.8, -5.4, width=width, height=height)
+    stars = [(14.3, 15.6, 9000.0), (140.2, 100.7, 9000.0), (80.4, 60.3, 9000.0), (17.1, 104.2, 9000.0)]
+    flipped = replace(base, cd=(-base.cd[0], -base.cd[1], -base.cd[2], -base.cd[3]))
+    frames = [
+        values.frame_plan(i, values.shifted(w, 0.37 * i, -0.23 * i), width=width, height=height, bayer=bayer)
+        for i, w in enumerate([base, flipped] * 4)
+    ]
+    shapes = {}
+    for name, bends, knows in (("plain", None, None), ("bent", lens, lens), ("ignored", lens, None)):
+        seen = scenes.caches(
+            tmp_path / name,
+            [replace(f, distortion=knows) for f in frames],
+            lambda _, f, b=bends: scenes.render(f.wcs, width, height, base, stars, bayer, b),  # type: ignore[misc]
+        )
+        plan = values.plan_of(seen)
+        output, _ = scenes.stack(tmp_path, plan, name=name, rejection="none")
+        green = scenes.planes(output)[""].reshape(-1, plan.tiles[0].grid.height, plan.tiles[0].grid.width)
+        shapes[name] = [star_shape(green[len(green) // 2], plan.tiles[0].grid, base, s) for s in stars]
+    for (away, width_px), (_, plain_px) in zip(shapes["bent"], shapes["plain"], strict=True):
+        assert away < 0.05
+        assert width_px == pytest.approx(plain_px, rel=0.06)  # unbending so strong a lens scales stars by 0.06 too
+    corners = [s for s, at in zip(shapes["ignored"], stars, strict=True) if at[0] != 80.4]
+    assert min(away for away, _ in corners) > 0.5
+
+
+def star_shape(picture: scenes.Array, grid: Grid, base: Wcs, star: scenes.Star) -> tuple[float, float]:
+    """How far from its place a star stands, and its sigma, px."""
+    place = sphere.sky_to_pixel(grid.wcs, sphere.pixel_to_sky(base, star[0], star[1]))
+    assert place is not None
+    y, x = np.indices(picture.shape)
+    near = (np.hypot(x - place[0], y - place[1]) < 7) & np.isfinite(picture)
+    light = np.where(near, picture - scenes.SKY, 0.0)
+    cx, cy = (float((light * axis).sum() / light.sum()) for axis in (x, y))
+    spread = float((light * ((x - cx) ** 2 + (y - cy) ** 2)).sum() / light.sum())
+    return math.hypot(cx - place[0], cy - place[1]), math.sqrt(spread / 2)
 
 
 def test_M6_auto_rejects_a_trail_and_keeps_the_stars(tmp_path: Path) -> None:

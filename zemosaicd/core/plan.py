@@ -72,6 +72,14 @@ def _grid(frame: FramePlan) -> Grid:
     return Grid(wcs=frame.wcs, width=frame.facts.width, height=frame.facts.height)
 
 
+def _footprint(frame: FramePlan) -> Sequence[sphere.Vector]:
+    """Directions of a frame's outer corners; where the camera bends them, with the middles of the edges."""
+    if frame.distortion is None:
+        return sphere.footprint(_grid(frame))
+    m, ring = sphere.sky_matrix(frame.wcs), sphere.edge_points(frame.facts.width, frame.facts.height)
+    return [sphere.apply(m, *sphere.ideal_pixel(frame.distortion, x, y)) for x, y in ring]
+
+
 def _turn_deg(a: Grid, b: Grid) -> float:
     """Angle between two frames' rectangles, modulo half a turn: a meridian flip covers the same sky.
 
@@ -139,7 +147,7 @@ def lattice(frames: Sequence[FramePlan], orientation: str) -> Wcs:
     north = Wcs(ra_deg=ra, dec_deg=dec, x_px=0.0, y_px=0.0, cd=(-s, 0.0, 0.0, s))
     if orientation == "north":
         return north
-    points = [p for g in grids for v in sphere.footprint(g) if (p := sphere.sky_to_pixel(north, v)) is not None]
+    points = [p for f in frames for v in _footprint(f) if (p := sphere.sky_to_pixel(north, v)) is not None]
     turn = _least_rectangle_rad(points)
     c, n = math.cos(turn), math.sin(turn)
     return Wcs(ra_deg=ra, dec_deg=dec, x_px=0.0, y_px=0.0, cd=(-s * c, s * n, s * n, s * c))
@@ -182,7 +190,7 @@ def _cross(o: tuple[float, float], a: tuple[float, float], b: tuple[float, float
 
 def window(frames: Iterable[FramePlan], base: Wcs) -> Box | None:
     """The whole-pixel box of the lattice that holds all footprints; None if one lies on the far side of the sky."""
-    points = [sphere.sky_to_pixel(base, v) for f in frames for v in sphere.footprint(_grid(f))]
+    points = [sphere.sky_to_pixel(base, v) for f in frames for v in _footprint(f)]
     if not points or any(p is None for p in points):
         return None
     xs, ys = [p[0] for p in points if p], [p[1] for p in points if p]

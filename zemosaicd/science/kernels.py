@@ -2,8 +2,9 @@
 
 Positions are float64 from the absolute pixel of the grid, one full homography a pixel, no running sum, then whole
 numbers of 1/512 px (CFA) or 1/1024 px: any split into bands, windows and slabs gives the same bits (M5). A row's
-positions are found first, as that loop vectorises. No kernel reads outside its slab, and the only fast-math flag is
-fused multiply-add, so a tap that is NaN or infinite shows in its sum and is caught there (V3).
+positions are found first, as that loop vectorises; a camera's distortion bends them after the homography. No kernel
+reads outside its slab, and the only fast-math flag is fused multiply-add, so a tap that is NaN or infinite shows in its
+sum and is caught there (V3).
 
 Weights come from tables of 1024 phases (nearest), a row of taps a phase.
 """
@@ -86,18 +87,48 @@ def _flat(weights: Numbers) -> Pixels:
 
 
 @njit(cache=True, nogil=True, fastmath={"contract"})
-def _positions(m: Numbers, y: int, col0: int, unit: int, x_out: Places, y_out: Places) -> None:
-    """Source positions of a row's grid pixels from column `col0` on, in 1/unit px; HIDDEN where there are none."""
-    row, scale = float(y), float(unit)
+def bend(x: Numbers, y: Numbers, lens: Numbers) -> None:
+    """Ideal positions, float64 (n,), become recorded ones in place; NaN beyond the border where the polynomial holds.
+
+    `lens`: centre x, y, 1 / half diagonal, how far x and y may lie from the centre, then 7 coefficients of x and 7 of
+    y in the order of `model.Distortion`. One loop without branches: the compiler does several positions at once.
+    """
+    x0, y0, scale, far_x, far_y = lens[0], lens[1], lens[2], lens[3], lens[4]
+    a0, a1, a2, a3, a4, a5, a6 = lens[5], lens[6], lens[7], lens[8], lens[9], lens[10], lens[11]
+    b0, b1, b2, b3, b4, b5, b6 = lens[12], lens[13], lens[14], lens[15], lens[16], lens[17], lens[18]
+    for i in range(len(x)):
+        dx, dy = x[i] - x0, y[i] - y0
+        u, v = dx * scale, dy * scale
+        uu, uv, vv = u * u, u * v, v * v
+        sx = uu * (a0 + a3 * u + a4 * v) + vv * (a2 + a5 * u + a6 * v) + uv * a1
+        sy = uu * (b0 + b3 * u + b4 * v) + vv * (b2 + b5 * u + b6 * v) + uv * b1
+        inside = (abs(dx) <= far_x) & (abs(dy) <= far_y)
+        x[i] = x[i] + sx if inside else math.nan
+        y[i] = y[i] + sy if inside else math.nan
+
+
+@njit(cache=True, nogil=True, fastmath={"contract"})
+def _positions(
+    m: Numbers, lens: Numbers, y: int, col0: int, unit: int, at: Numbers, x_out: Places, y_out: Places
+) -> None:
+    """Source positions of a row's grid pixels from column `col0` on, in 1/unit px; HIDDEN where there are none.
+
+    `lens`: from the ideal to the recorded position (`bend`; empty: the same). `at` float64 (2, n): scratch.
+    """
+    row, scale, sx, sy = float(y), float(unit), at[0], at[1]
     m0, m3, m6 = m[0], m[3], m[6]
     cx, cy, cw = m[1] * row + m[2], m[4] * row + m[5], m[7] * row + m[8]
     for c in range(x_out.shape[0]):
         x = np.float64(col0 + c)
         w = m6 * x + cw
-        sx, sy = (m0 * x + cx) / w, (m3 * x + cy) / w
-        near = (w > 0.0) & (sx > -FARTHEST_PX) & (sx < FARTHEST_PX) & (sy > -FARTHEST_PX) & (sy < FARTHEST_PX)
-        x_out[c] = np.int32(math.floor(sx * scale + 0.5)) if near else np.int32(HIDDEN)
-        y_out[c] = np.int32(math.floor(sy * scale + 0.5)) if near else np.int32(HIDDEN)
+        inverse = 1.0 / w if w > 0.0 else math.nan
+        sx[c], sy[c] = (m0 * x + cx) * inverse, (m3 * x + cy) * inverse
+    if lens.shape[0] > 0:
+        bend(sx, sy, lens)
+    for c in range(x_out.shape[0]):
+        near = (abs(sx[c]) < FARTHEST_PX) & (abs(sy[c]) < FARTHEST_PX)  # False for NaN
+        x_out[c] = np.int32(math.floor(sx[c] * scale + 0.5)) if near else np.int32(HIDDEN)
+        y_out[c] = np.int32(math.floor(sy[c] * scale + 0.5)) if near else np.int32(HIDDEN)
 
 
 @njit(cache=True, nogil=True, fastmath={"contract"})
@@ -137,17 +168,18 @@ def _wide_quincunx(flat: Pixels, height: int, p: int, q: int, table: Pixels) -> 
 
 @njit(cache=True, nogil=True, fastmath={"contract"})
 def warp_bayer(
-    red: Pixels, green: Pixels, blue: Pixels, site: tuple[int, int], slab: Box, m: Numbers, row0: int, col0: int,
+    red: Pixels, green: Pixels, blue: Pixels, site: tuple[int, int], slab: Box,
+    m: Numbers, lens: Numbers, row0: int, col0: int,
     narrow: Pixels, wide: Pixels, green_wide: Pixels, out: Pixels, seen: Flags,
 ) -> None:  # fmt: skip
     """Fused demosaic and warp of a CFA slab into out (3, rows, width) and seen (rows, width).
 
     `red`, `blue`: the photosites of a colour, (H, W); `green`: its quincunx laid out as `science.lattices` says.
     `slab`: the box of the image that they come from, its corner on even pixels; `site`: (x, y) of the red photosite in
-    a 2x2 cell, blue lies diagonally opposite. `m`: grid pixel to source pixel, 9 float64. `narrow`: a
-    4-tap table; `wide`, `green_wide`: 6-tap tables of red and blue and of green, or both empty. Seen: at least
-    BAYER_REACH px inside the slab on all sides, in front of the tangent plane (w > 0), every tap of all three colours
-    finite. Not seen: value 0.
+    a 2x2 cell, blue lies diagonally opposite. `m`: grid pixel to ideal source pixel, 9 float64; `lens`: from there to
+    the recorded one (`bend`; empty: the same). `narrow`: a 4-tap table; `wide`, `green_wide`: 6-tap tables of red and
+    blue and of green, or both empty. Seen: at least BAYER_REACH px inside the slab on all sides, in front of the
+    tangent plane (w > 0), every tap of all three colours finite. Not seen: value 0.
     """
     rx, ry = site
     left, top, right, bottom = slab
@@ -156,9 +188,9 @@ def warp_bayer(
     shift, x0, y0 = CFA_UNIT * ((rx + ry + 1) % 2), CFA_UNIT * left, CFA_UNIT * top
     low, high_x, high_y = CFA_UNIT * BAYER_REACH, CFA_UNIT * (right - left - 1), CFA_UNIT * (height - 1)
     rim = CFA_UNIT * WIDE_REACH if wide.shape[0] > 0 else high_x + high_y
-    xs, ys = np.empty(out.shape[2], np.int32), np.empty(out.shape[2], np.int32)
+    xs, ys, at = np.empty(out.shape[2], np.int32), np.empty(out.shape[2], np.int32), np.empty((2, out.shape[2]))
     for r in range(out.shape[1]):
-        _positions(m, row0 + r, col0, CFA_UNIT, xs, ys)
+        _positions(m, lens, row0 + r, col0, CFA_UNIT, at, xs, ys)
         for c in range(out.shape[2]):
             x, y = np.int64(xs[c]) - x0, np.int64(ys[c]) - y0
             good = False
@@ -184,21 +216,23 @@ def warp_bayer(
 
 @njit(cache=True, nogil=True, fastmath={"contract"})
 def warp_planes(
-    cube: Pixels, slab: Box, m: Numbers, row0: int, col0: int, narrow: Pixels, wide: Pixels, out: Pixels, seen: Flags
-) -> None:
+    cube: Pixels, slab: Box, m: Numbers, lens: Numbers, row0: int, col0: int, narrow: Pixels, wide: Pixels,
+    out: Pixels, seen: Flags,
+) -> None:  # fmt: skip
     """Warp a slab (C, h, w) into out (C, rows, width) and seen (rows, width), each plane by itself.
 
-    `narrow`, `wide`: 4- and 6-tap tables; `wide` may be empty. A position on a pixel centre (within 1/2048 px) takes
-    that pixel's value unchanged and needs no other, so images on one lattice are placed exactly, up to their borders.
-    Elsewhere all taps must lie in the slab (4x4 of them at its rim) and be finite in all channels. Not seen: value 0.
+    `m`, `lens`: as in `warp_bayer`. `narrow`, `wide`: 4- and 6-tap tables; `wide` may be empty. A position on a pixel
+    centre (within 1/2048 px) takes that pixel's value unchanged and needs no other, so images on one lattice are placed
+    exactly, up to their borders. Elsewhere all taps must lie in the slab (4x4 of them at its rim) and be finite in all
+    channels. Not seen: value 0.
     """
     channels, height, width = cube.shape
     flat, plane = cube.reshape(-1), height * width
     x0, y0 = PIXEL_UNIT * slab[0], PIXEL_UNIT * slab[1]
     rim = 2 if wide.shape[0] > 0 else max(width, height)
-    xs, ys = np.empty(out.shape[2], np.int32), np.empty(out.shape[2], np.int32)
+    xs, ys, at = np.empty(out.shape[2], np.int32), np.empty(out.shape[2], np.int32), np.empty((2, out.shape[2]))
     for r in range(out.shape[1]):
-        _positions(m, row0 + r, col0, PIXEL_UNIT, xs, ys)
+        _positions(m, lens, row0 + r, col0, PIXEL_UNIT, at, xs, ys)
         for c in range(out.shape[2]):
             x, y = np.int64(xs[c]) - x0, np.int64(ys[c]) - y0
             ix, iy = x >> 10, y >> 10

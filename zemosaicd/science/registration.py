@@ -1,10 +1,10 @@
-"""The closed session's joint astrometric solution: every frame, every shared star, one sparse least squares.
+"""The closed session's joint astrometric solution: every frame, every shared star, every lens, one least squares.
 
 Stars of all frames are merged by their predicted places, tied to Tycho-2 anchors where they have one, and solved
-with the frames by Gauss-Newton (`science.joint`; recipe: experiments-astrometry 7.3). Pixel positions are 0-based
-float64. The camera's distortion is not modelled: results are plain linear TAN solutions. Without anchors the solution
-keeps the place, turn and scale of its start values about as they were. The result depends only on the frames and
-their order, which must be the session's canonical one.
+with the frames and, where it pays, a distortion of each camera by Gauss-Newton (`science.joint`; recipe:
+experiments-astrometry 7.3). Pixel positions are 0-based float64. Without anchors the solution keeps the place, turn and
+scale of its start values about as they were. The result depends only on the frames and their order, which must be the
+session's canonical one.
 """
 
 from __future__ import annotations
@@ -12,59 +12,54 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from typing import Any
 
 import numpy as np
+from numpy.typing import NDArray
 
 from zemosaicd import sphere
-from zemosaicd.model import Reason, Wcs
+from zemosaicd.model import DISTORTION_TERMS, Distortion, Reason, Wcs
+from zemosaicd.science.fixed import without_fixed
 from zemosaicd.science.joint import (
     C128,
     F64,
-    I64,
-    Fit,
+    Anchors,
     Frames,
     Sightings,
     axes,
     basis_at,
+    expected_pixels,
     frames_from,
     gauss_newton,
+    ideal_pixels,
     robust_sigma,
     sky_at,
     wcs_of,
     weighted_rms,
 )  # fmt: skip
-from zemosaicd.science.matching import one_to_one
-from zemosaicd.science.stars import StarList
+from zemosaicd.science.lenses import NONE, Lens, Solved, fit_again, fit_with_lenses
+from zemosaicd.science.merging import MERGE_PX, MIN_STARS, FrameStars, detections, merge
 
-ROUNDS, SPLIT_ROUNDS = 5, 2
-MERGE_PX = 3.0
-ANCHOR_MATCH_ARCSEC = 4.0
-SNR_TERM_PX = 1.2
-MIN_STARS = 4
+Array = NDArray[Any]
+
+SPLIT_ROUNDS = 1
 SPLIT_CELL_PX = 150.0
-MAX_RESIDUAL_PX, MAX_HALF_SPLIT_PX = 0.15, 0.2
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class FrameStars:
-    """One frame of a session: its star list, its own linear solution (None: not solved), its size in pixels."""
-
-    stars: StarList
-    wcs: Wcs | None
-    width: int
-    height: int
-    camera: str = ""
+MAX_RESIDUAL_PX, MAX_HALF_SPLIT_PX, MAX_ERROR_PX = 0.5, 0.5, 0.3
+ENOUGH_STARS = 8
+"""Detections on a frame, and session stars where it should lie, from which no match means a wrong place."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Registered:
     """A frame's place in the joint solution.
 
-    `wcs`: the joint solution, or the start value where `joint` is false (too few shared stars; None: never solved).
-    `residual_px`: length of the median residual vector of its stars; `scatter_px`: their sigma per axis (1.4826 MAD);
+    `wcs`, `distortion`: where ideal pixels lie, and how the camera bends them; the frame's own linear solution where
+    `joint` is false (None: never solved). `residual_px`: length of its stars' median residual; `scatter_px`: their
+    sigma per axis (1.4826 MAD); `error_px`: what that scatter leaves of the transform, rms over the frame.
     `half_split_px`: half the median difference between two solutions from disjoint stars, over the frame, with the
     session's common shift, turn and scale taken out: an estimate of the frame's registration error without truth, NaN
-    where a half has fewer than 4 stars, or alone. `reason`: why the frame should be set aside, or None.
+    where a half has fewer than 4 stars, or alone. `reason`: why the joint solution does not hold for it, or None; then
+    `usable` says whether its own solution may serve.
     """
 
     wcs: Wcs | None
@@ -72,7 +67,10 @@ class Registered:
     stars: int
     residual_px: float
     scatter_px: float
+    error_px: float
     half_split_px: float
+    distortion: Distortion | None = None
+    usable: bool = True
     reason: Reason | None = None
 
 
@@ -80,15 +78,17 @@ class Registered:
 class JointSolution:
     """Result of `solve_session`; `frames` in input order.
 
-    `chi`: robust sigma of the residuals over their expected sigma; `floor_px`: the noise floor s0 of a star's position
-    that makes chi 1; `rms_px`: weighted rms per axis; `anchor_rms_arcsec`: weighted rms per axis of star - Tycho-2 (NaN
-    without anchors).
+    `fixed`: detections left out because they stay on the sensor, over all frames. `chi`: robust sigma of the residuals
+    over their expected sigma; `floor_px`: the noise floor s0 of a star's position that makes chi 1; `rms_px`: weighted
+    rms per axis; `anchor_rms_arcsec`: weighted rms per axis of star - Tycho-2 (NaN without anchors).
     """
 
     frames: tuple[Registered, ...]
+    lenses: tuple[Lens, ...]
     stars: int
     observations: int
     anchors: int
+    fixed: int
     chi: float
     floor_px: float
     rms_px: float
@@ -104,42 +104,38 @@ def solve_session(
     positions of catalogue stars over the field, shape (n,), may be empty. Of each frame the `stars_per_frame` brightest
     well-spread stars are used. Never raises for poor data: a frame of fewer than 4 shared stars keeps its start value.
     """
+    unsolved = Reason(rule="astrometry.unsolved", message="no solution of its own and none by its neighbours")
     active = [i for i, f in enumerate(frames) if f.wcs is not None]
     if not active:
+        nobody = tuple(_unmeasured(None, unsolved, usable=False) for _ in frames)
         return JointSolution(
-            frames=tuple(_unsolved() for _ in frames), stars=0, observations=0, anchors=0,
+            frames=nobody, lenses=(), stars=0, observations=0, anchors=0, fixed=0,
             chi=math.nan, floor_px=math.nan, rms_px=math.nan, anchor_rms_arcsec=math.nan,
         )  # fmt: skip
-    used = [frames[i] for i in active]
-    start = frames_from([f.wcs for f in used if f.wcs is not None], [(f.width, f.height) for f in used])
-    seen, stars = _merge(used, start, stars_per_frame)
-    anchors = _anchor_vectors(anchor_ra_deg, anchor_dec_deg)
-    seen, stars, anchor_star, anchors = _shared(seen, stars, anchors, start)
-    fit = gauss_newton(start, seen, stars, anchor_star, anchors, rounds=ROUNDS)
-    split = _half_split(fit, seen, anchor_star, anchors)
-    done = _figures(used, fit, seen, split)
-    by_frame = dict(zip(active, done, strict=True))
+    used, fixed = without_fixed([frames[i] for i in active])
+    cameras = list(dict.fromkeys((f.camera, f.width, f.height) for f in used))
+    camera = [cameras.index((f.camera, f.width, f.height)) for f in used]
+    start = frames_from([f.wcs for f in used if f.wcs is not None], [(f.width, f.height) for f in used], camera)
+    lists = [detections(f, stars_per_frame) for f in used]
+    catalogue = _unit_vectors(anchor_ra_deg, anchor_dec_deg)
+    seen, stars, anchors = merge(lists, start, np.zeros((len(cameras), 2, DISTORTION_TERMS)), catalogue)
+    solved = fit_with_lenses(start, seen, stars, anchors, cameras)
+    better, stars, tied = merge(lists, solved.fit.frames, solved.fit.lenses, catalogue)
+    if not (_same(seen.star, better.star) and _same(seen.pixel, better.pixel) and _same(anchors.place, tied.place)):
+        seen, anchors, solved = better, tied, fit_again(solved, better, stars, tied, cameras)
+    fit = solved.fit
+    by_frame = dict(zip(active, _figures(used, start, solved, seen, _half_split(solved, seen, anchors)), strict=True))
     return JointSolution(
-        frames=tuple(by_frame.get(i) or _unsolved() for i in range(len(frames))),
-        stars=len(stars), observations=len(seen.frame), anchors=len(anchor_star),
+        frames=tuple(by_frame.get(i) or _unmeasured(None, unsolved, usable=False) for i in range(len(frames))),
+        lenses=solved.lenses,
+        stars=len(stars), observations=len(seen.frame), anchors=len(anchors.star), fixed=fixed,
         chi=fit.chi, floor_px=fit.floor, rms_px=weighted_rms(fit.residual, fit.weight),
         anchor_rms_arcsec=weighted_rms(fit.anchor_residual, fit.anchor_weight) / sphere.ARCSEC_RAD,
     )  # fmt: skip
 
 
-def spread(stars: StarList, width: int, height: int, limit: int, cells: int = 5) -> I64:
-    """Indices of at most `limit` stars: the brightest of each cell of the frame first, then the second of each, ..."""
-    count = len(stars.x)
-    if count <= limit:
-        return np.arange(count)
-    column = np.clip((stars.x * cells / width).astype(np.int64), 0, cells - 1)
-    row = np.clip((stars.y * cells / height).astype(np.int64), 0, cells - 1)
-    cell = row * cells + column
-    order = np.argsort(cell, kind="stable")
-    first = np.searchsorted(cell[order], cell[order])
-    rank = np.empty(count, np.int64)
-    rank[order] = np.arange(count) - first
-    return np.sort(np.argsort(rank, kind="stable")[:limit])
+def _same(a: Array, b: Array) -> bool:
+    return a.shape == b.shape and bool((a == b).all())
 
 
 def sky_vectors(wcs: Wcs, x: F64, y: F64) -> F64:
@@ -149,77 +145,23 @@ def sky_vectors(wcs: Wcs, x: F64, y: F64) -> F64:
     return np.asarray(v / np.linalg.norm(v, axis=-1, keepdims=True))
 
 
-def _unsolved() -> Registered:
-    reason = Reason(rule="astrometry.unsolved", message="no solution of its own and none by its neighbours")
+def _unmeasured(wcs: Wcs | None, reason: Reason, *, usable: bool) -> Registered:
+    """A frame that takes no part in the joint solution."""
+    nan = math.nan
     return Registered(
-        wcs=None, joint=False, stars=0, residual_px=math.nan, scatter_px=math.nan, half_split_px=math.nan, reason=reason
-    )
+        wcs=wcs, joint=False, stars=0, residual_px=nan, scatter_px=nan, error_px=nan, half_split_px=nan,
+        usable=usable, reason=reason,
+    )  # fmt: skip
 
 
-def _anchor_vectors(ra_deg: F64, dec_deg: F64) -> F64:
+def _unit_vectors(ra_deg: F64, dec_deg: F64) -> F64:
     ra, dec = np.radians(np.asarray(ra_deg, np.float64)), np.radians(np.asarray(dec_deg, np.float64))
     return np.stack([np.cos(dec) * np.cos(ra), np.cos(dec) * np.sin(ra), np.sin(dec)], axis=-1).reshape(-1, 3)
 
 
-def _merge(frames: Sequence[FrameStars], start: Frames, limit: int) -> tuple[Sightings, F64]:
-    """One list of stars from all frames: nearest within 3 px, one observation a frame; richest frame first."""
-    picks = [spread(f.stars, f.width, f.height, limit) for f in frames]
-    total = np.zeros((0, 3))
-    rows: list[tuple[I64, I64, C128, F64]] = []
-    for i in sorted(range(len(frames)), key=lambda k: (-len(picks[k]), k)):
-        stars, pick = frames[i].stars, picks[i]
-        if not len(pick):
-            continue
-        pixel = stars.x[pick] + 1j * stars.y[pick]
-        v = sky_at(start, np.full(len(pick), i), pixel)
-        index = _assign(total, v, MERGE_PX / abs(start.z[i]))
-        fresh = index == len(total)
-        index[fresh] += np.arange(int(fresh.sum()))
-        total = np.concatenate([total, np.zeros((int(fresh.sum()), 3))])
-        good = index >= 0
-        total[index[good]] += v[good]
-        snr_var = (SNR_TERM_PX / np.maximum(stars.snr[pick].astype(np.float64), 1.0)) ** 2
-        rows.append((np.full(int(good.sum()), i), index[good], pixel[good], snr_var[good]))
-    if not rows:
-        empty = np.zeros(0, np.int64)
-        return Sightings(empty, empty, np.zeros(0, np.complex128), np.zeros(0)), total
-    frame, star, pixels, snr = (np.concatenate(c) for c in zip(*rows, strict=True))
-    return Sightings(frame, star, pixels, snr), total / np.linalg.norm(total, axis=1, keepdims=True)
-
-
-def _assign(total: F64, v: F64, radius_rad: float) -> I64:
-    """The star that each direction belongs to: nearest within the radius; -1: a nearer one took it; len(total): new."""
-    index = np.full(len(v), len(total), np.int64)
-    known = total / np.linalg.norm(total, axis=1, keepdims=True)
-    mine, partner, lost = one_to_one(v, known, radius_rad)
-    index[mine], index[lost] = partner, -1
-    return index
-
-
-def _shared(seen: Sightings, stars: F64, anchors: F64, start: Frames) -> tuple[Sightings, F64, I64, F64]:
-    """Keep stars seen twice or known to the catalogue, in frames that have four of them; renumber."""
-    anchor_of = np.full(len(stars), -1, np.int64)
-    if len(start.z):
-        radius = max(ANCHOR_MATCH_ARCSEC * sphere.ARCSEC_RAD, 1 / float(np.min(np.abs(start.z))))
-        chosen, partner, _ = one_to_one(anchors, stars, radius)
-        anchor_of[partner] = chosen
-    while True:
-        count = np.bincount(seen.star, minlength=len(stars))
-        keep = (count[seen.star] >= 2) | (anchor_of[seen.star] >= 0)
-        crowd = np.bincount(seen.frame[keep], minlength=len(start.t))
-        keep &= crowd[seen.frame] >= MIN_STARS
-        if keep.all():
-            break
-        seen = seen.take(keep)
-    used, renumbered = np.unique(seen.star, return_inverse=True)
-    anchor_of = anchor_of[used]
-    anchor_star = np.flatnonzero(anchor_of >= 0)
-    seen = replace(seen, star=renumbered.astype(np.int64).reshape(-1))
-    return seen, stars[used], anchor_star, anchors[anchor_of[anchor_star]].reshape(-1, 3)
-
-
-def _half_split(fit: Fit, seen: Sightings, anchor_star: I64, anchors: F64) -> F64:
+def _half_split(solved: Solved, seen: Sightings, anchors: Anchors) -> F64:
     """`half_split_px` of each frame: two solutions from the two colours of a 150 px chessboard on the sky."""
+    fit = solved.fit
     f, n = fit.frames, len(fit.frames.t)
     figure = np.full(n, math.nan)
     if not len(seen.frame):
@@ -228,23 +170,25 @@ def _half_split(fit: Fit, seen: Sightings, anchor_star: I64, anchors: F64) -> F6
     cell = np.median(np.abs(f.z)) / SPLIT_CELL_PX
     depth = fit.stars @ centre
     colour = (np.floor(fit.stars @ east / depth * cell) + np.floor(fit.stars @ north / depth * cell)) % 2
+    straight = replace(seen, pixel=ideal_pixels(f, fit.lenses, seen.frame, seen.pixel))
     both = np.ones(n, bool)
     sides: list[Frames] = []
     for side in (0, 1):
-        half = seen.take(colour[seen.star] == side)
+        half = straight.take(colour[seen.star] == side)
         both &= np.bincount(half.frame, minlength=n) >= MIN_STARS
-        mine = colour[anchor_star] == side
-        again = gauss_newton(f, half, fit.stars, anchor_star[mine], anchors[mine], rounds=SPLIT_ROUNDS, floor=fit.floor)
+        mine = colour[anchors.star] == side
+        again = gauss_newton(
+            f, np.zeros_like(fit.lenses), half, fit.stars, Anchors(anchors.star[mine], anchors.place[mine]),
+            shapes=solved.shapes, free=[NONE] * len(fit.lenses), rounds=SPLIT_ROUNDS, floor=fit.floor,
+        )  # fmt: skip
         sides.append(again.frames)
     if both.sum() < 2:
         return figure
     frame = np.repeat(np.flatnonzero(both), 25)
     steps = np.linspace(-0.95, 0.95, 5)
-    grid = (steps[:, None] + 1j * steps[None, :]).reshape(-1)
+    grid = np.tile((steps[:, None] + 1j * steps[None, :]).reshape(-1), int(both.sum()))
     span = f.middle[frame]
-    pixel = (
-        span + span.real * np.tile(grid.real, int(both.sum())) + 1j * span.imag * np.tile(grid.imag, int(both.sum()))
-    )
+    pixel = span + span.real * grid.real + 1j * span.imag * grid.imag
     a, b = (sky_at(s, frame, pixel) for s in sides)
     # What is common to all frames takes its share of each: 1/n of the variance.
     lost = math.sqrt(1 - 1 / int(both.sum()))
@@ -262,47 +206,62 @@ def _without_common(a: F64, b: F64) -> F64:
     return np.asarray((b - a) - (design @ common).reshape(-1, 3))
 
 
-def _figures(frames: Sequence[FrameStars], fit: Fit, seen: Sightings, split: F64) -> list[Registered]:
+def _figures(
+    frames: Sequence[FrameStars], start: Frames, solved: Solved, seen: Sightings, split: F64
+) -> list[Registered]:  # fmt: skip
+    """What each frame's place is worth; where the joint solution does not hold, whether its own may serve."""
+    fit = solved.fit
     order = np.argsort(seen.frame, kind="stable")
     edges = np.searchsorted(seen.frame[order], np.arange(len(frames) + 1))
     result = []
     for i, frame in enumerate(frames):
-        mine = fit.residual[order[edges[i] : edges[i + 1]]]
+        mine = order[edges[i] : edges[i + 1]]
         if not len(mine):
-            nan = math.nan
-            reason = Reason(rule="registration.min_stars", value=0, threshold=MIN_STARS, message="too few shared stars")
-            result.append(
-                Registered(
-                    wcs=frame.wcs,
-                    joint=False,
-                    stars=0,
-                    residual_px=nan,
-                    scatter_px=nan,
-                    half_split_px=nan,
-                    reason=reason,
-                )
-            )
+            result.append(_alone(frame, i, start, fit.stars))
             continue
-        middle = complex(np.median(mine.real), np.median(mine.imag))
-        result.append(
-            Registered(
-                wcs=wcs_of(fit.frames, i), joint=True, stars=len(mine), residual_px=abs(middle),
-                scatter_px=robust_sigma(axes(mine - middle)), half_split_px=float(split[i]),
-                reason=_unacceptable(abs(middle), float(split[i])),
-            )
+        middle = _median(fit.residual[mine])
+        scatter_px = robust_sigma(axes(fit.residual[mine] - middle))
+        place = Registered(
+            wcs=wcs_of(fit.frames, i), joint=True, stars=len(mine), residual_px=abs(middle), scatter_px=scatter_px,
+            error_px=2 * scatter_px / math.sqrt(len(mine) - 2), half_split_px=float(split[i]),
+            distortion=solved.lenses[int(fit.frames.camera[i])].distortion,
         )  # fmt: skip
+        reason = _unacceptable(place)
+        if reason is not None:
+            own = seen.pixel[mine] - expected_pixels(start, seen.frame[mine], fit.stars[seen.star[mine]])
+            place = replace(
+                place, wcs=frame.wcs, distortion=None, joint=False, reason=reason, residual_px=abs(_median(own)),
+                usable=abs(_median(own)) <= MAX_RESIDUAL_PX,
+            )  # fmt: skip
+        result.append(place)
     return result
 
 
-def _unacceptable(residual_px: float, half_split_px: float) -> Reason | None:
-    if residual_px > MAX_RESIDUAL_PX:
-        return Reason(
-            rule="registration.residual_px", value=residual_px, threshold=MAX_RESIDUAL_PX,
-            message="the frame's stars lie off the session's stars",
-        )  # fmt: skip
-    if half_split_px > MAX_HALF_SPLIT_PX:
-        return Reason(
-            rule="registration.half_split_px", value=half_split_px, threshold=MAX_HALF_SPLIT_PX,
-            message="two solutions from disjoint stars of the frame disagree",
-        )  # fmt: skip
+def _median(values: C128) -> complex:
+    return complex(np.median(values.real), np.median(values.imag))
+
+
+def _alone(frame: FrameStars, i: int, start: Frames, stars: F64) -> Registered:
+    """A frame that shares too few stars keeps its own place, unless its stars should have been the session's."""
+    facing = stars[stars @ start.centre[i] > 0]
+    pixel = expected_pixels(start, np.full(len(facing), i), facing)
+    inside = (pixel.real >= 0) & (pixel.imag >= 0) & (pixel.real <= frame.width - 1) & (pixel.imag <= frame.height - 1)
+    expected, mine = pixel[inside], frame.stars.x + 1j * frame.stars.y
+    shared = sum(float(np.abs(mine - p).min(initial=math.inf)) <= MERGE_PX for p in expected.tolist())
+    reason = Reason(
+        rule="registration.min_stars", value=shared, threshold=MIN_STARS,
+        message=f"{shared} of its {len(mine)} stars are among the {len(expected)} of the session there",
+    )  # fmt: skip
+    return _unmeasured(frame.wcs, reason, usable=min(len(expected), len(mine)) < ENOUGH_STARS)
+
+
+def _unacceptable(place: Registered) -> Reason | None:
+    """The first limit that a frame's figures break."""
+    for name, value, limit, message in (
+        ("residual_px", place.residual_px, MAX_RESIDUAL_PX, "the frame's stars lie off the session's stars"),
+        ("error_px", place.error_px, MAX_ERROR_PX, "the frame's stars scatter too much about the session's"),
+        ("half_split_px", place.half_split_px, MAX_HALF_SPLIT_PX, "two solutions from disjoint stars disagree"),
+    ):
+        if value > limit:
+            return Reason(rule=f"registration.{name}", value=value, threshold=limit, message=message)
     return None

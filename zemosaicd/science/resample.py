@@ -13,13 +13,15 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from enum import StrEnum
 from functools import cache
 
 import numpy as np
 from numpy.typing import NDArray
 
+from zemosaicd.model import Distortion
+from zemosaicd.science.distortion import lens_of
 from zemosaicd.science.kernels import (
     BAYER_REACH,
     PIXEL_REACH,
@@ -88,7 +90,7 @@ class Source:
     left pixel is `corner` (x, y), both even for a CFA. `width`, `height`: of the whole image (0: all of it is here).
     `bayer`: a key of RED_SITE, or "" for no CFA; it names the whole image's first cell. `levels`: applied on the way
     (None: as they are). `valid`: bool (h, w), True where the pixel may be used; None: all. A pixel that is not finite
-    is never used either.
+    is never used either. `distortion`: of the camera that recorded the whole image.
     """
 
     pixels: NDArray[np.generic]
@@ -97,7 +99,8 @@ class Source:
     width: int = 0
     height: int = 0
     levels: Levels | None = None
-    valid: Flags | None = field(default=None)
+    valid: Flags | None = None
+    distortion: Distortion | None = None
 
     def __post_init__(self) -> None:
         if self.bayer and (self.bayer not in RED_SITE or self.pixels.ndim != 2):
@@ -145,10 +148,10 @@ def resample(
 ) -> tuple[Pixels, Flags]:
     """A window (left, top, right, bottom) of a grid, from one source.
 
-    `matrix` takes 0-based (x, y) of the grid to 0-based (x, y) of the source image (`sphere.homography(grid, source)`);
-    its w is positive where the source can be seen. Returns values float32 (C, rows, width) and seen bool (rows, width),
-    or fills and returns `into` (C-contiguous, of those shapes). Where seen is False, the value is 0 and means nothing;
-    where it is True, all channels are finite.
+    `matrix` takes 0-based (x, y) of the grid to 0-based (x, y) of the source image (`sphere.homography(grid, source)`),
+    which the source's distortion then bends; its w is positive where the source can be seen. Returns values float32
+    (C, rows, width) and seen bool (rows, width), or fills and returns `into` (C-contiguous, of those shapes). Where
+    seen is False, the value is 0 and means nothing; where it is True, all channels are finite.
 
     Footprint: a CFA sample is seen when its position lies at least 4 px inside the image on every side, so that all
     taps of all colours exist and the three colours share one footprint (V1, V8). Otherwise all 16 taps must exist; a
@@ -162,40 +165,45 @@ def resample(
     if values.shape != shape or seen.shape != shape[1:]:
         raise ValueError(f"cannot put a window {shape} into {values.shape} and {seen.shape}")
     _check_box(source, matrix, window)
-    m, levels = np.array(matrix, np.float64), source.levels or Levels.plain(source.channels)
+    m, lens = np.array(matrix, np.float64), lens_of(source.distortion)
+    levels = source.levels or Levels.plain(source.channels)
     narrow, red_blue, green_wide, plane_wide = _tables(kernel)
     if source.bayer:
         site = RED_SITE[source.bayer]
         red, green, blue = level_slab(source.usable(), source.box, site, levels)
-        warp_bayer(red, green, blue, site, source.box, m, top, left, narrow, red_blue, green_wide, values, seen)
+        warp_bayer(red, green, blue, site, source.box, m, lens, top, left, narrow, red_blue, green_wide, values, seen)
     else:
         cube = level_slab(source.usable(), source.box, None, levels)
-        warp_planes(cube, source.box, m, top, left, narrow, plane_wide, values, seen)
+        warp_planes(cube, source.box, m, lens, top, left, narrow, plane_wide, values, seen)
     return values, seen
 
 
-def source_box(matrix: Matrix, window: Box, width: int, height: int, *, bayer: bool = False) -> Box:
+def source_box(
+    matrix: Matrix, window: Box, width: int, height: int, *, bayer: bool = False, distortion: Distortion | None = None
+) -> Box:
     """The box of a source image (width, height) that a window of the grid needs, kernel halo included; NOTHING if none.
 
     For a CFA its corner is even. A homography keeps lines straight, so the window's outline, cut to the part in front
-    of the tangent plane and to the image, holds the extremes.
+    of the tangent plane and to the image, holds the extremes; a distortion moves them by no more than its reach.
     """
     if window[0] >= window[2] or window[1] >= window[3]:
         return NOTHING
     left, top, right, bottom = float(window[0]), float(window[1]), window[2] - 1.0, window[3] - 1.0
     outline = [apply(matrix, x, y) for x, y in ((left, top), (right, top), (right, bottom), (left, bottom))]
+    shift = distortion.reach_px if distortion else 0.0
+    low, high_x, high_y = 2.0 + shift, width + 1.0 + shift, height + 1.0 + shift
     sides: tuple[Callable[[Point], float], ...] = (
         lambda p: p[2] - 1e-9,
-        lambda p: p[0] + 2.0 * p[2],
-        lambda p: (width + 1.0) * p[2] - p[0],
-        lambda p: p[1] + 2.0 * p[2],
-        lambda p: (height + 1.0) * p[2] - p[1],
+        lambda p: p[0] + low * p[2],
+        lambda p: high_x * p[2] - p[0],
+        lambda p: p[1] + low * p[2],
+        lambda p: high_y * p[2] - p[1],
     )
     for keeps in sides:
         outline = _cut(outline, keeps)
     if not outline:
         return NOTHING
-    halo = (WIDE_REACH if bayer else PIXEL_REACH) + 1
+    halo = (WIDE_REACH if bayer else PIXEL_REACH) + 1 + math.ceil(shift)
     xs, ys = [x / w for x, _, w in outline], [y / w for _, y, w in outline]
     x0, y0 = max(0, math.floor(min(xs)) - halo), max(0, math.floor(min(ys)) - halo)
     x1, y1 = min(width, math.ceil(max(xs)) + halo + 1), min(height, math.ceil(max(ys)) + halo + 1)
@@ -229,7 +237,7 @@ def _check_box(source: Source, matrix: Matrix, window: Box) -> None:
     have, (width, height) = source.box, source.full_size
     if have == (0, 0, width, height):
         return
-    need = source_box(matrix, window, width, height, bayer=bool(source.bayer))
+    need = source_box(matrix, window, width, height, bayer=bool(source.bayer), distortion=source.distortion)
     if need == NOTHING:
         return
     if need[0] < have[0] or need[1] < have[1] or need[2] > have[2] or need[3] > have[3]:

@@ -20,8 +20,8 @@ from numpy.typing import NDArray
 from zemosaicd import sphere
 from zemosaicd.model import Reason, Solution, Wcs
 from zemosaicd.science.matching import one_to_one
+from zemosaicd.science.merging import FrameStars
 from zemosaicd.science.pairs import log_tail
-from zemosaicd.science.registration import FrameStars
 from zemosaicd.science.stars import StarList
 
 F64 = NDArray[np.float64]

@@ -28,6 +28,7 @@ from numpy.typing import NDArray
 from zemosaicd import __version__, sphere
 from zemosaicd.core.plan import box_of, union
 from zemosaicd.model import FramePlan, Grid, LogNote, MosaicSpec, Plan, Reason, SessionFailed, TileSpec
+from zemosaicd.science.distortion import recorded
 from zemosaicd.science.overlaps import Overlap, sample_overlap, star_gain
 from zemosaicd.science.photometry import TileCorrection, TileExtent, TileSolution, corrected, solve_tiles
 from zemosaicd.science.preview import block_mean, quality, stretch
@@ -322,6 +323,8 @@ def _overcount(
         m = sphere.homography(grid.wcs, frame.wcs)
         w = m[6] * x + m[7] * y + m[8]
         u, v = (m[0] * x + m[1] * y + m[2]) / w, (m[3] * x + m[4] * y + m[5]) / w
+        if frame.distortion is not None:
+            u, v = recorded(frame.distortion, u, v)  # NaN beyond the sensor: outside
         edge = CFA_EDGE_PX if frame.facts.bayer else PLANE_EDGE_PX
         inside = (w > 0) & (u >= edge) & (v >= edge)
         inside &= (u <= frame.facts.width - 1 - edge) & (v <= frame.facts.height - 1 - edge)

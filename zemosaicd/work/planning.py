@@ -29,10 +29,12 @@ from zemosaicd.model import (
     PreparedFrame,
     Reason,
     Solution,
-    Wcs,
 )
+from zemosaicd.science.distortion import ideal
+from zemosaicd.science.fixed import without_fixed
+from zemosaicd.science.merging import FrameStars
 from zemosaicd.science.photometry import frame_scales
-from zemosaicd.science.registration import FrameStars, JointSolution, Registered, solve_session
+from zemosaicd.science.registration import JointSolution, Registered, solve_session
 from zemosaicd.science.skylight import BlockMap, solve_skies
 from zemosaicd.science.skylight import FrameSky as SeenSky
 from zemosaicd.science.stars import StarList
@@ -41,9 +43,6 @@ from zemosaicd.science.trails import own_trails
 from zemosaicd.work.catalogue import read_cone
 from zemosaicd.work.jobs import PhaseMade, PlanSession
 from zemosaicd.work.planfiles import read_request, write_plan
-
-MAX_RESIDUAL_PX = 1.0
-"""Median residual of a frame in the joint solution above which it would smear the stack."""
 
 CONE_STEP_DEG = 0.3
 CONE_MARGIN_DEG = 0.4
@@ -55,8 +54,9 @@ def plan_session(job: PlanSession) -> PhaseMade:
     request = read_request(Path(job.frames_path))
     prepared, left_out = _distinct(request.frames)
     prepared.sort(key=lambda f: (f.facts.observed_s or 0.0, f.frame))
-    solutions, untied = _solutions(prepared)
-    joint = _joint(prepared, solutions)
+    lists, fixed = without_fixed([_frame_stars(f) for f in prepared])
+    solutions, untied = _solutions(prepared, lists)
+    joint = _joint(prepared, lists, solutions)
     frames: list[FramePlan] = []
     for frame, solution, place in zip(prepared, solutions, joint.frames, strict=True):
         reason = _refusal(solution, untied.get(frame.frame), place)
@@ -64,11 +64,13 @@ def plan_session(job: PlanSession) -> PhaseMade:
             left_out.append(LeftOut(frame=frame.frame, path=frame.path, reason=reason or Reason(rule="unsolved")))
         else:
             frames.append(_frame_plan(frame, solution, place, request.mount_mode))
-    frames = _with_transparency(frames, {f.frame: StarList.from_bytes(f.stars) for f in prepared}, request.settings)
+    frames = _with_transparency(
+        frames, {f.frame: s.stars for f, s in zip(prepared, lists, strict=True)}, request.settings
+    )
     frames, light = _with_skies(frames, {f.frame: f for f in prepared}, request.settings)
     plan = make_plan(frames, left_out, request.settings)
     seconds, peak = time.perf_counter() - started, resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
-    plan = replace(plan, figures=_figures(joint) | light | {"seconds": seconds, "peak_rss_mb": peak})
+    plan = replace(plan, figures=_figures(joint, fixed) | light | {"seconds": seconds, "peak_rss_mb": peak})
     write_plan(plan, Path(job.plan_path))
     fields: dict[str, object] = {
         "frames": len(frames),
@@ -76,6 +78,7 @@ def plan_session(job: PlanSession) -> PhaseMade:
         "residual_px": _rounded(plan.figures.get("residual_px")),
         "half_split_px": _rounded(plan.figures.get("half_split_px")),
         "anchor_rms_arcsec": _rounded(joint.anchor_rms_arcsec),
+        "distortion_px": plan.figures.get("distortion_px"),
     }
     note = LogNote(level="info", event="session_registered", fields=fields)
     return PhaseMade(notes=(note,), seconds=seconds, peak_rss_mb=peak)
@@ -100,12 +103,13 @@ def _distinct(frames: Sequence[PreparedFrame]) -> tuple[list[PreparedFrame], lis
     return list(first.values()), twins
 
 
-def _solutions(prepared: Sequence[PreparedFrame]) -> tuple[list[Solution | None], dict[FrameId, Reason]]:
+def _solutions(
+    prepared: Sequence[PreparedFrame], lists: Sequence[FrameStars]
+) -> tuple[list[Solution | None], dict[FrameId, Reason]]:
     """Each frame's first solution: its own, or a neighbour's star list (or the pointing, if no frame has one)."""
     facts = next((f.facts for f in prepared if f.facts.ra_deg is not None and f.facts.dec_deg is not None), None)
     pointing = (facts.ra_deg, facts.dec_deg) if facts else None
     scale = next((f.facts.scale_arcsec for f in prepared if f.facts.scale_arcsec), 0.0)
-    lists = [_frame_stars(f, f.solution.wcs if f.solution else None) for f in prepared]
     tied = tie_session(lists, pointing_deg=pointing, scale_arcsec=scale)  # type: ignore[arg-type]
     solutions: list[Solution | None] = []
     reasons: dict[FrameId, Reason] = {}
@@ -116,21 +120,23 @@ def _solutions(prepared: Sequence[PreparedFrame]) -> tuple[list[Solution | None]
     return solutions, reasons
 
 
-def _frame_stars(frame: PreparedFrame, wcs: Wcs | None) -> FrameStars:
+def _frame_stars(frame: PreparedFrame) -> FrameStars:
     camera = f"{frame.facts.telescope}/{frame.facts.camera}/{frame.facts.binning}"
-    stars = StarList.from_bytes(frame.stars)
+    stars, wcs = StarList.from_bytes(frame.stars), frame.solution.wcs if frame.solution else None
     return FrameStars(stars=stars, wcs=wcs, width=frame.facts.width, height=frame.facts.height, camera=camera)
 
 
-def _joint(prepared: Sequence[PreparedFrame], solutions: Sequence[Solution | None]) -> JointSolution:
-    lists = [_frame_stars(f, s.wcs if s else None) for f, s in zip(prepared, solutions, strict=True)]
+def _joint(
+    prepared: Sequence[PreparedFrame], lists: Sequence[FrameStars], solutions: Sequence[Solution | None]
+) -> JointSolution:
+    placed = [replace(stars, wcs=s.wcs if s else None) for stars, s in zip(lists, solutions, strict=True)]
     on_catalogue = [
         Grid(wcs=s.wcs, width=f.facts.width, height=f.facts.height)
         for f, s in zip(prepared, solutions, strict=True)
         if s is not None and s.solver != "pointing"
     ]
     ra, dec = _anchors(on_catalogue)
-    return solve_session(lists, ra, dec)
+    return solve_session(placed, ra, dec)
 
 
 def _anchors(grids: Sequence[Grid]) -> tuple[np.ndarray, np.ndarray]:
@@ -149,13 +155,10 @@ def _anchors(grids: Sequence[Grid]) -> tuple[np.ndarray, np.ndarray]:
 
 
 def _refusal(solution: Solution | None, untied: Reason | None, place: Registered) -> Reason | None:
-    """Why a frame takes no part: never solved, or too far from where its stars should be."""
+    """Why a frame takes no part: never solved, or neither the joint solution nor its own holds for its stars."""
     if solution is None:
         return untied or Reason(rule="unsolved", message="no solution from the catalogue or from a neighbour")
-    if math.isfinite(place.residual_px) and place.residual_px > MAX_RESIDUAL_PX:
-        message = f"its stars lie {place.residual_px:.2f} px from the session's"
-        return Reason(rule="registration_residual", value=place.residual_px, threshold=MAX_RESIDUAL_PX, message=message)
-    return None
+    return None if place.usable else place.reason
 
 
 def _frame_plan(frame: PreparedFrame, solution: Solution, place: Registered, mount_mode: str) -> FramePlan:
@@ -180,6 +183,7 @@ def _frame_plan(frame: PreparedFrame, solution: Solution, place: Registered, mou
         stars=measures.stars,
         residual_px=place.residual_px,
         mount_mode=mount.frame_mode(facts, mount_mode),
+        distortion=place.distortion,
     )
 
 
@@ -201,9 +205,17 @@ def _with_transparency(
     for kind in sorted({kind_of(f) for f in frames}):
         for group in pointings([f for f in frames if kind_of(f) == kind], settings):
             best = next(i for i, f in enumerate(group) if f.frame == reference_of(group))
-            scales = frame_scales([stars[f.frame] for f in group], [f.wcs for f in group], best)
+            scales = frame_scales([_ideal(stars[f.frame], f) for f in group], [f.wcs for f in group], best)
             scaled += [replace(f, transparency=s.transparency) for f, s in zip(group, scales, strict=True)]
     return scaled
+
+
+def _ideal(stars: StarList, frame: FramePlan) -> StarList:
+    """The stars where they would be without the camera's distortion, as the frame's plain WCS has them."""
+    if frame.distortion is None:
+        return stars
+    x, y = ideal(frame.distortion, stars.x, stars.y)
+    return replace(stars, x=x, y=y)
 
 
 def _with_skies(
@@ -260,18 +272,24 @@ def _known(value: float) -> float | None:
     return value if math.isfinite(value) else None
 
 
-def _figures(joint: JointSolution) -> dict[str, float | None]:
+def _figures(joint: JointSolution, fixed: int) -> dict[str, float | None]:
     """The joint solution in figures: px of the frames, arcsec on the sky."""
     residuals = [p.residual_px for p in joint.frames if math.isfinite(p.residual_px)]
+    errors = [p.error_px for p in joint.frames if math.isfinite(p.error_px)]
     splits = [p.half_split_px for p in joint.frames if math.isfinite(p.half_split_px)]
     return {
         "frames": float(sum(p.joint for p in joint.frames)),
         "stars": float(joint.stars),
         "anchors": float(joint.anchors),
+        "fixed_detections": float(fixed + joint.fixed),
         "residual_px": float(np.median(residuals)) if residuals else None,
         "worst_residual_px": max(residuals, default=None),
+        "error_px": float(np.median(errors)) if errors else None,
         "half_split_px": float(np.median(splits)) if splits else None,
         "floor_px": _rounded(joint.floor_px),
         "rms_px": _rounded(joint.rms_px),
+        "chi": _rounded(joint.chi),
         "anchor_rms_arcsec": _rounded(joint.anchor_rms_arcsec),
+        "lenses": float(sum(lens.distortion is not None for lens in joint.lenses)),
+        "distortion_px": max((round(lens.corner_px, 3) for lens in joint.lenses if lens.distortion), default=None),
     }

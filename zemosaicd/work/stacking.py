@@ -26,7 +26,7 @@ from numpy.typing import NDArray
 
 from zemosaicd import sphere
 from zemosaicd.core.plan import window_bytes, window_of
-from zemosaicd.model import FramePlan, FrameSky, LogNote, Plan, Reason, TileFailed, TileSpec, Trail
+from zemosaicd.model import Distortion, FramePlan, FrameSky, LogNote, Plan, Reason, TileFailed, TileSpec, Trail
 from zemosaicd.science import combine, coverage
 from zemosaicd.science.kernels import Box
 from zemosaicd.science.lattices import ILLUMINATION_TERMS, Levels
@@ -48,6 +48,7 @@ class Member:
     matrix: sphere.Matrix
     levels: Levels
     trails: tuple[Trail, ...]
+    distortion: Distortion | None
     bayer: str
     width: int
     height: int
@@ -59,7 +60,9 @@ class Member:
 
     def into(self, window: Box, kernel: Kernel, values: NDArray[np.float32], seen: NDArray[np.bool_]) -> None:
         """Fills values (C, h, w) and seen (h, w) with what this frame saw of a window of the grid."""
-        box = source_box(self.matrix, window, self.width, self.height, bayer=bool(self.bayer))
+        box = source_box(
+            self.matrix, window, self.width, self.height, bayer=bool(self.bayer), distortion=self.distortion
+        )
         if box == NOTHING:
             values[...], seen[...] = 0.0, False
             return
@@ -67,7 +70,7 @@ class Member:
         pixels = self.plane.rows(top, bottom)[:, left:right]
         source = Source(
             pixels=pixels if pixels.ndim == 2 else np.moveaxis(pixels, 2, 0), bayer=self.bayer, corner=(left, top),
-            width=self.width, height=self.height, levels=self.levels,
+            width=self.width, height=self.height, levels=self.levels, distortion=self.distortion,
         )  # fmt: skip
         resample(source, self.matrix, window, kernel=kernel, into=(values, seen))
 
@@ -126,11 +129,17 @@ def prepare(plan: Plan, spec: TileSpec, frames: Sequence[FramePlan], settings: S
     photon = np.array([f.photon_adu for f in frames], np.float64) * gain
     members = [
         Member(
-            plane=NpyPlane.at(Path(frame.cache)), matrix=sphere.homography(spec.grid.wcs, frame.wcs), levels=level,
-            trails=frame.trails, bayer=frame.facts.bayer, width=frame.facts.width, height=frame.facts.height,
+            plane=NpyPlane.at(Path(frame.cache)),
+            matrix=sphere.homography(spec.grid.wcs, frame.wcs),
+            levels=level,
+            trails=frame.trails,
+            distortion=frame.distortion,
+            bayer=frame.facts.bayer,
+            width=frame.facts.width,
+            height=frame.facts.height,
         )
         for frame, level in zip(frames, levels, strict=True)
-    ]  # fmt: skip
+    ]
     return Stack(
         spec=spec,
         members=members,

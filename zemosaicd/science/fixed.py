@@ -1,0 +1,120 @@
+"""Detections that stay on the sensor while the sky moves: hot pixels and dust, never stars.
+
+They would match from frame to frame better than any star does, and pull the solution towards "nothing moved". A place
+of the sensor is fixed if many frames of its camera have a detection within 0.8 px of it although the sky has moved on
+there (experiments-astrometry 1).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import fields, replace
+
+import numpy as np
+from scipy.spatial import cKDTree
+
+from zemosaicd.science.joint import C128, F64, I64, Bools, Frames, frames_from, sky_at
+from zemosaicd.science.merging import FrameStars
+from zemosaicd.science.stars import StarList
+
+RADIUS_PX = 0.8
+MOVED_PX = 2.5
+"""Places of the sky this far apart are different ones: farther than a place is wide, and than frames are misplaced."""
+ROW = 1 << 20
+"""Cells of the sensor's radius in a row: more than any sensor has."""
+AROUND = np.array([y * ROW + x for y in (-1, 0, 1) for x in (-1, 0, 1)])
+LEAST_SHARE = 0.2
+LEAST_PLACES = 3
+
+
+def without_fixed(frames: Sequence[FrameStars]) -> tuple[list[FrameStars], int]:
+    """The frames without detections at fixed places of their cameras, and how many detections that took away.
+
+    Which places are fixed is learnt from the solved frames and holds for the others as well.
+    """
+    cleaned, dropped = list(frames), 0
+    for camera in dict.fromkeys((f.camera, f.width, f.height) for f in frames):
+        mine = [i for i, f in enumerate(frames) if (f.camera, f.width, f.height) == camera]
+        places = fixed_places([frames[i] for i in mine])
+        if not len(places):
+            continue
+        tree = cKDTree(_points(places))
+        for i in mine:
+            stars = frames[i].stars
+            away, _ = tree.query(_points(stars.x + 1j * stars.y))
+            cleaned[i] = replace(frames[i], stars=_chosen(stars, away > RADIUS_PX))
+            dropped += int((away <= RADIUS_PX).sum())
+    return cleaned, dropped
+
+
+def fixed_places(frames: Sequence[FrameStars]) -> C128:
+    """Places (n,) of the sensor that the frames of one camera share, x + iy px; frames without a solution are silent.
+
+    A fifth of the frames, and three, must have a detection within 0.8 px, on three different places of the sky or
+    more: a star stays while nothing moves, and another may pass.
+    """
+    solved = [f for f in frames if f.wcs is not None]
+    frame = np.repeat(np.arange(len(solved)), [len(f.stars) for f in solved])
+    pixel = np.concatenate([np.zeros(0, np.complex128), *(f.stars.x + 1j * f.stars.y for f in solved)])
+    need = max(LEAST_PLACES, int(np.ceil(LEAST_SHARE * len(solved))))
+    crowds = _crowds(pixel, need) if len(pixel) else []
+    if not crowds:
+        return np.zeros(0, np.complex128)
+    sizes = [(f.width, f.height) for f in solved]
+    place = frames_from([f.wcs for f in solved if f.wcs is not None], sizes, [0] * len(solved))
+    return np.array(
+        [
+            np.median(pixel[crowd].real) + 1j * np.median(pixel[crowd].imag)
+            for crowd in crowds
+            if len(np.unique(frame[crowd])) >= need and _moves(place, frame[crowd], pixel[crowd])
+        ],
+        np.complex128,
+    )
+
+
+def _moves(place: Frames, frame: I64, pixel: C128) -> bool:
+    """Whether these detections lie all over the sky, at three different places or more, not round one with errors."""
+    sky = sky_at(place, frame, pixel) * float(np.median(np.abs(place.z)))
+    if np.median(np.linalg.norm(sky - np.median(sky, axis=0), axis=1)) < MOVED_PX / 2:
+        return False
+    for _ in range(LEAST_PLACES - 1):
+        sky = sky[np.linalg.norm(sky - sky[:1], axis=1) > MOVED_PX]
+        if not len(sky):
+            return False
+    return True
+
+
+def _crowds(pixel: C128, need: int) -> list[I64]:
+    """Indices of the detections round each place at which at least `need` of them crowd, by cells of its radius."""
+    column, row = (np.floor(c / RADIUS_PX).astype(np.int64) for c in (pixel.real, pixel.imag))
+    order = np.argsort(row * ROW + column, kind="stable")
+    cells, first, count = np.unique((row * ROW + column)[order], return_index=True, return_counts=True)
+    crowded = np.zeros(len(cells), np.int64)
+    for step in (0, 1, ROW, ROW + 1):
+        at = _index_of(cells, cells + step)
+        crowded += np.where(at >= 0, count[at], 0)
+    crowds: dict[int, I64] = {}
+    for corner in cells[crowded >= need]:
+        cell = _index_of(cells, corner + np.array([0, 1, ROW, ROW + 1]))
+        block = np.concatenate([order[first[i] : first[i] + count[i]] for i in cell[cell >= 0]])
+        centre = complex(np.median(pixel[block].real), np.median(pixel[block].imag))
+        middle = int(centre.imag // RADIUS_PX) * ROW + int(centre.real // RADIUS_PX)
+        if middle not in crowds:
+            cell = _index_of(cells, middle + AROUND)
+            near = np.concatenate([order[first[i] : first[i] + count[i]] for i in cell[cell >= 0]])
+            crowds[middle] = near[np.abs(pixel[near] - centre) <= RADIUS_PX]
+    return [c for c in crowds.values() if len(c) >= need]
+
+
+def _index_of(cells: I64, wanted: I64) -> I64:
+    """Where the wanted cells are among the sorted ones; -1: nowhere."""
+    at = np.minimum(np.searchsorted(cells, wanted), len(cells) - 1)
+    return np.asarray(np.where(cells[at] == wanted, at, -1))
+
+
+def _points(pixel: C128) -> F64:
+    return np.stack([pixel.real, pixel.imag], axis=1)
+
+
+def _chosen(stars: StarList, keep: Bools) -> StarList:
+    return StarList(**{f.name: getattr(stars, f.name)[keep] for f in fields(StarList)})
