@@ -31,14 +31,14 @@ def lens_of(distortion: Distortion | None) -> F64:
 
 
 def recorded(distortion: Distortion, x: F64, y: F64) -> tuple[F64, F64]:
-    """Recorded positions of ideal ones, any shape; NaN for those beyond the sensor and its border."""
+    """Recorded positions (px, float64) of ideal ones, any shape; NaN for those beyond the sensor and its border."""
     at_x, at_y = np.array(x, np.float64).reshape(-1), np.array(y, np.float64).reshape(-1)
     bend(at_x, at_y, lens_of(distortion))
     return at_x.reshape(np.shape(x)), at_y.reshape(np.shape(y))
 
 
 def ideal(distortion: Distortion, x: F64, y: F64) -> tuple[F64, F64]:
-    """Ideal positions of recorded ones on the sensor, any shape; good to 1e-9 px (see `sphere.ideal_pixel`)."""
+    """Ideal positions (px, float64) of recorded ones on the sensor, any shape; good to 1e-9 px (see `sphere.ideal_pixel`)."""
     u, v = x, y
     for _ in range(INVERSE_ROUNDS):
         a, b = recorded(distortion, u, v)

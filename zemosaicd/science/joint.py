@@ -161,7 +161,7 @@ def wcs_of(f: Frames, i: int) -> Wcs:
 
 
 def project(f: Frames, frame: I64, v: F64) -> tuple[C128, F64, F64, F64]:
-    """Offsets q from the tangent point's pixel of directions v seen in frames, with xi, eta and depth."""
+    """Offsets q (px) from the tangent point's pixel of directions v (m, 3) seen in frames, with xi, eta and depth."""
     depth = _dot(f.centre[frame], v)
     xi, eta = _dot(f.east[frame], v) / depth, _dot(f.north[frame], v) / depth
     return f.z[frame] * (f.parity[frame] * xi + 1j * eta), xi, eta, depth

@@ -73,7 +73,7 @@ class Solved:
 def fit_with_lenses(
     start: Frames, seen: Sightings, stars: F64, anchors: Anchors, cameras: Sequence[Camera]
 ) -> Solved:  # fmt: skip
-    """Frames and stars with the lenses that pay, each frame's shape held as firmly as the session says.
+    """Frames and stars (n, 3) with the lenses that pay, each frame's shape held as firmly as the session says.
 
     A lens is judged with the stretches that the session needs without it: else, where the frames of two nights are
     stretched differently, it would pay by imitating that. Scales are tied last: a lens trades against their mean.
@@ -103,7 +103,7 @@ def fit_with_lenses(
 def fit_again(
     solved: Solved, seen: Sightings, stars: F64, anchors: Anchors, cameras: Sequence[Camera]
 ) -> Solved:  # fmt: skip
-    """The same lenses, fitted to other sightings."""
+    """The same lenses, fitted to other sightings of other stars (n, 3)."""
     fit = gauss_newton(
         solved.fit.frames, solved.fit.lenses, seen, stars, anchors,
         shapes=solved.shapes, free=solved.free, rounds=ROUNDS,
