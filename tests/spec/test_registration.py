@@ -291,7 +291,7 @@ def frame_lists(folder: Path, names: Sequence[str]) -> list[FrameStars]:
 @pytest.mark.parametrize(
     ("names", "median_px", "worst_px"),
     [
-        (("m94_night1",), 0.03, 0.06),
+        (("m94_night1",), 0.05, 0.08),
         (("m94_night1", "m94_night2", "m94_other_scope"), 0.05, 0.1),
         (("ngc7023_altaz",), 0.02, 0.03),
     ],

@@ -38,7 +38,7 @@ def recorded(distortion: Distortion, x: F64, y: F64) -> tuple[F64, F64]:
 
 
 def ideal(distortion: Distortion, x: F64, y: F64) -> tuple[F64, F64]:
-    """Ideal positions (px, float64) of recorded ones on the sensor, any shape; good to 1e-9 px (see `sphere.ideal_pixel`)."""
+    """Ideal positions (px, float64) of recorded ones on the sensor, any shape; to 1e-9 px (`sphere.ideal_pixel`)."""
     u, v = x, y
     for _ in range(INVERSE_ROUNDS):
         a, b = recorded(distortion, u, v)
