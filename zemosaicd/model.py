@@ -169,6 +169,11 @@ class FrameFacts:
         """3 for a Bayer frame, else the number of planes."""
         return 3 if self.bayer else self.planes
 
+    @property
+    def sensor(self) -> str:
+        """Whose pixels these are: frames of one sensor share its faults, its lens and its illumination."""
+        return f"{self.telescope}/{self.camera}/{self.binning}/{self.width}x{self.height}"
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Measures:
@@ -318,7 +323,10 @@ class LeftOut:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Plan:
-    """Phase 2's result: a pure function of the closed set of frames and the configuration."""
+    """Phase 2's result: a pure function of the closed set of frames and the configuration.
+
+    `fixed_pixels`: flat indices of the pixels of a sensor (FrameFacts.sensor) that are hot whatever the sky.
+    """
 
     frames: dict[FrameId, FramePlan]
     tiles: tuple[TileSpec, ...]
@@ -328,6 +336,7 @@ class Plan:
     contains_altaz: bool = False
     altaz_cleanup: bool = False
     altaz_decision: str = ""
+    fixed_pixels: dict[str, tuple[int, ...]] = field(default_factory=dict)
     disk_bytes: int = 0
     memory_bytes: int = 0
     figures: dict[str, float | None] = field(default_factory=dict)

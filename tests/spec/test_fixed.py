@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 from benchmarks.starlists import ListNight, MadeLists, Place, make, pair_errors
-from zemosaicd.science.fixed import fixed_places, without_fixed
+from zemosaicd.science.fixed import fixed_pixels, fixed_places, without_fixed
 from zemosaicd.science.registration import solve_session
 
 HOT = 20
@@ -81,3 +81,23 @@ def test_each_camera_has_its_own_bad_pixels() -> None:
     other = [replace(f, camera="b", wcs=None) for f in made.frames[:4]]
     left, _ = without_fixed([*made.frames, *other])
     assert [len(f.stars) for f in left[-4:]] == [len(f.stars) for f in other]
+
+
+@pytest.mark.parametrize("moves", [{}, {"turn_deg": 60.0}, {"frames": 5}])
+def test_pixels_that_stand_out_again_and_again_are_hot(moves: dict[str, Any]) -> None:
+    """Suspects of single frames, mostly noise: those that many frames share while the sky moves are hot, no others."""
+    made, rng = night(**moves), np.random.default_rng(1)
+    size = made.frames[0].width * made.frames[0].height
+    hot = np.sort(rng.choice(size, 300, replace=False))
+    suspects = [np.union1d(hot[rng.random(300) < 0.8], rng.choice(size, 200)) for _ in made.frames]
+    found = fixed_pixels(suspects, made.frames)
+    assert set(found.tolist()) <= set(hot.tolist())
+    assert len(found) > 0.8 * 300
+    assert len(fixed_pixels(suspects, [replace(f, wcs=None) for f in made.frames])) == 0
+
+
+def test_a_core_of_a_star_that_stands_still_is_no_hot_pixel() -> None:
+    """Perfect guiding: what stands out in every frame at the same pixel may be the sky's."""
+    made = night(dither_px=0.05)
+    suspects = [np.array([5000, 70000, 123456])] * len(made.frames)
+    assert len(fixed_pixels(suspects, made.frames)) == 0

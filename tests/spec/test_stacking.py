@@ -120,6 +120,27 @@ def test_V2_an_invalid_pixel_takes_itself_out_and_no_more(tmp_path: Path) -> Non
     assert np.isfinite(made[""]).all()
 
 
+@pytest.mark.parametrize("bayer", ["", "GRBG"])
+def test_M6_hot_pixels_of_the_sensor_are_repaired_before_the_warp(tmp_path: Path, bayer: str) -> None:
+    """Named by the plan, they leave nothing, though no rejection is at work and they shine in every frame."""
+    plan = night(tmp_path / "clean", 6, bayer=bayer)
+    clean, _ = scenes.stack(tmp_path, plan, name="_clean", rejection="none")
+    hot = np.random.default_rng(3).choice(W * H, 40, replace=False)
+    for frame in plan.frames.values():
+        pixels = np.load(frame.cache)
+        pixels.reshape(-1)[hot] += 5000.0
+        np.save(frame.cache, pixels)
+    sensor = next(iter(plan.frames.values())).facts.sensor
+    named = replace(plan, fixed_pixels={sensor: tuple(sorted(int(p) for p in hot))})
+    repaired, ignored = (
+        scenes.stack(tmp_path, p, name=n, rejection="none")[0] for p, n in ((named, "_r"), (plan, "_i"))
+    )
+    left, all_of_it = (np.abs(scenes.planes(f)[""] - scenes.planes(clean)[""]) for f in (repaired, ignored))
+    stars = scenes.planes(clean)[""] > scenes.SKY + 20 * NOISE
+    assert np.nanmax(all_of_it) > 300.0
+    assert np.nanmax(np.where(stars, 0.0, left)) < 3 * NOISE
+
+
 def test_weights_are_inverse_variances(tmp_path: Path) -> None:
     """n frames of noise s: the picture is their weighted mean, WEIGHT the sum of 1/s^2 (depth is n/variance)."""
     rng = np.random.default_rng(1)

@@ -1,4 +1,4 @@
-"""Detections that stay on the sensor while the sky moves: hot pixels and dust, never stars.
+"""What stays on the sensor while the sky moves: hot pixels and dust, never stars.
 
 They would match from frame to frame better than any star does, and pull the solution towards "nothing moved". A place
 of the sensor is fixed if many frames of its camera have a detection within 0.8 px of it although the sky has moved on
@@ -45,6 +45,31 @@ def without_fixed(frames: Sequence[FrameStars]) -> tuple[list[FrameStars], int]:
             cleaned[i] = replace(frames[i], stars=_chosen(stars, away > RADIUS_PX))
             dropped += int((away <= RADIUS_PX).sum())
     return cleaned, dropped
+
+
+def fixed_pixels(suspects: Sequence[I64], frames: Sequence[FrameStars]) -> I64:
+    """Flat indices of the pixels that stand out in many frames of one camera while the sky moves: hot whatever the sky.
+
+    `suspects`: of each frame, flat indices of the pixels that stand out in it (science.frame); ascending result. As
+    for detections a fifth of the frames, and three, must agree, on three different places of the sky.
+    """
+    solved = [(s, f) for s, f in zip(suspects, frames, strict=True) if f.wcs is not None]
+    if not solved:
+        return np.zeros(0, np.int64)
+    frame = np.repeat(np.arange(len(solved)), [len(s) for s, _ in solved])
+    pixel = np.concatenate([s for s, _ in solved]).astype(np.int64)
+    need = max(LEAST_PLACES, int(np.ceil(LEAST_SHARE * len(solved))))
+    order = np.argsort(pixel, kind="stable")
+    known, first, count = np.unique(pixel[order], return_index=True, return_counts=True)
+    sizes = [(f.width, f.height) for _, f in solved]
+    place = frames_from([f.wcs for _, f in solved if f.wcs is not None], sizes, [0] * len(solved))
+    found = []
+    for k in np.flatnonzero(count >= need):
+        of = frame[order[first[k] : first[k] + count[k]]]
+        row, column = divmod(int(known[k]), sizes[0][0])
+        if _moves(place, of, np.full(len(of), complex(column, row))):
+            found.append(int(known[k]))
+    return np.array(found, np.int64)
 
 
 def fixed_places(frames: Sequence[FrameStars]) -> C128:

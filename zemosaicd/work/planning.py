@@ -29,9 +29,10 @@ from zemosaicd.model import (
     PreparedFrame,
     Reason,
     Solution,
+    Wcs,
 )
 from zemosaicd.science.distortion import ideal
-from zemosaicd.science.fixed import without_fixed
+from zemosaicd.science.fixed import fixed_pixels, without_fixed
 from zemosaicd.science.merging import FrameStars
 from zemosaicd.science.photometry import frame_scales
 from zemosaicd.science.registration import JointSolution, Registered, solve_session
@@ -68,9 +69,11 @@ def plan_session(job: PlanSession) -> PhaseMade:
         frames, {f.frame: s.stars for f, s in zip(prepared, lists, strict=True)}, request.settings
     )
     frames, light = _with_skies(frames, {f.frame: f for f in prepared}, request.settings)
+    hot = _fixed_pixels(prepared, lists, {f.frame: f.wcs for f in frames})
     plan = make_plan(frames, left_out, request.settings)
     seconds, peak = time.perf_counter() - started, resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
-    plan = replace(plan, figures=_figures(joint, fixed) | light | {"seconds": seconds, "peak_rss_mb": peak})
+    figures = _figures(joint, fixed) | light | {"fixed_pixels": float(sum(len(p) for p in hot.values()))}
+    plan = replace(plan, fixed_pixels=hot, figures=figures | {"seconds": seconds, "peak_rss_mb": peak})
     write_plan(plan, Path(job.plan_path))
     fields: dict[str, object] = {
         "frames": len(frames),
@@ -236,7 +239,7 @@ def _with_skies(
                 SeenSky(
                     blocks=BlockMap.from_bytes(prepared[f.frame].blocks), to_common=way,
                     transparency=np.full(f.facts.channels, f.transparency), width=f.facts.width, height=f.facts.height,
-                    camera=f"{f.facts.telescope}/{f.facts.camera}/{f.facts.binning}/{f.facts.width}x{f.facts.height}",
+                    camera=f.facts.sensor,
                 )
                 for f, way in zip(group, ways[-1], strict=True)
             ]
@@ -262,6 +265,19 @@ def _with_skies(
         "trails": float(sum(len(f.trails) for f in done)),
     }
     return done, figures
+
+
+def _fixed_pixels(
+    prepared: Sequence[PreparedFrame], lists: Sequence[FrameStars], places: dict[FrameId, Wcs]
+) -> dict[str, tuple[int, ...]]:
+    """The pixels of each sensor that are hot whatever the sky, from all its frames that have a place."""
+    found: dict[str, tuple[int, ...]] = {}
+    for sensor in sorted({f.facts.sensor for f in prepared}):
+        mine = [(f, s) for f, s in zip(prepared, lists, strict=True) if f.facts.sensor == sensor]
+        suspects = [np.frombuffer(f.suspects, "<u4").astype(np.int64) for f, _ in mine]
+        pixels = fixed_pixels(suspects, [replace(s, wcs=places.get(f.frame)) for f, s in mine])
+        found[sensor] = tuple(int(p) for p in pixels)
+    return found
 
 
 def _tuple(values: NDArray[np.float64]) -> tuple[float, ...]:

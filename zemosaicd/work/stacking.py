@@ -20,6 +20,7 @@ from collections.abc import Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -28,6 +29,7 @@ from zemosaicd import sphere
 from zemosaicd.core.plan import window_bytes, window_of
 from zemosaicd.model import Distortion, FramePlan, FrameSky, LogNote, Plan, Reason, TileFailed, TileSpec, Trail
 from zemosaicd.science import combine, coverage
+from zemosaicd.science.frame import repair_pixels
 from zemosaicd.science.kernels import Box
 from zemosaicd.science.lattices import ILLUMINATION_TERMS, Levels
 from zemosaicd.science.resample import NOISE_GAIN, NOTHING, Kernel, Source, resample, source_box
@@ -42,11 +44,15 @@ TRANSPARENCY_LIMITS = (0.05, 20.0)
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
 class Member:
-    """A frame as the tile sees it: its cache, the way from the grid to its pixels, and its levels."""
+    """A frame as the tile sees it: its cache, the way from the grid to its pixels, and its levels.
+
+    `fixed`: flat indices of its sensor's hot pixels, ascending.
+    """
 
     plane: NpyPlane
     matrix: sphere.Matrix
     levels: Levels
+    fixed: NDArray[np.int64]
     trails: tuple[Trail, ...]
     distortion: Distortion | None
     bayer: str
@@ -66,13 +72,23 @@ class Member:
         if box == NOTHING:
             values[...], seen[...] = 0.0, False
             return
-        left, top, right, bottom = box
-        pixels = self.plane.rows(top, bottom)[:, left:right]
+        pixels = self._repaired(box)
         source = Source(
-            pixels=pixels if pixels.ndim == 2 else np.moveaxis(pixels, 2, 0), bayer=self.bayer, corner=(left, top),
+            pixels=pixels if pixels.ndim == 2 else np.moveaxis(pixels, 2, 0), bayer=self.bayer, corner=box[:2],
             width=self.width, height=self.height, levels=self.levels, distortion=self.distortion,
         )  # fmt: skip
         resample(source, self.matrix, window, kernel=kernel, into=(values, seen))
+
+    def _repaired(self, box: Box) -> NDArray[Any]:
+        """A box of the cache, (h, w) or (h, w, C), its sensor's hot pixels replaced by what is round them."""
+        left, top, right, bottom = box
+        pixels = np.ascontiguousarray(self.plane.rows(top, bottom)[:, left:right])
+        rows, columns = np.divmod(self.fixed, self.width)
+        here = (rows >= top) & (rows < bottom) & (columns >= left) & (columns < right)
+        if here.any():
+            places = (rows[here] - top) * (right - left) + columns[here] - left
+            repair_pixels(pixels, places, bool(self.bayer))
+        return pixels
 
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
@@ -132,6 +148,7 @@ def prepare(plan: Plan, spec: TileSpec, frames: Sequence[FramePlan], settings: S
             plane=NpyPlane.at(Path(frame.cache)),
             matrix=sphere.homography(spec.grid.wcs, frame.wcs),
             levels=level,
+            fixed=np.array(plan.fixed_pixels.get(frame.facts.sensor, ()), np.int64),
             trails=frame.trails,
             distortion=frame.distortion,
             bayer=frame.facts.bayer,
