@@ -179,7 +179,8 @@ class FrameFacts:
 class Measures:
     """What was measured on a prepared frame. Per-channel tuples are in R, G, B order, or one value for mono. ADU, px.
 
-    `noise_adu` is the standard deviation of one photosite of that colour on empty sky.
+    `noise_adu` is the standard deviation of one photosite of that colour on empty sky; `low_adu`, `high_adu` are the
+    25th and 90th percentile of a colour's photosites.
     """
 
     sky_adu: tuple[float, ...]
@@ -189,6 +190,8 @@ class Measures:
     stars: int
     hot_pixels: int
     saturated_fraction: float = 0.0
+    low_adu: tuple[float, ...] = ()
+    high_adu: tuple[float, ...] = ()
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -265,7 +268,8 @@ class FramePlan:
 
     `wcs`: the session's final solution of the frame, `distortion` what its camera does on top of it (None: nothing).
     `transparency`: its flux scale against its group's reference. `photon_adu`: variance in ADU^2 per ADU of signal
-    above the sky, per channel. `mount_mode` follows SPEC M1. `trails`: those that no other frame shares.
+    above the sky, per channel. `mount_mode` follows SPEC M1. `low_adu`, `high_adu`: as measured. `trails`: those that
+    no other frame shares.
     """
 
     frame: FrameId
@@ -282,6 +286,8 @@ class FramePlan:
     stars: int
     residual_px: float
     mount_mode: MountMode
+    low_adu: tuple[float, ...] = ()
+    high_adu: tuple[float, ...] = ()
     sky: FrameSky | None = None
     trails: tuple[Trail, ...] = ()
     distortion: Distortion | None = None

@@ -118,7 +118,12 @@ class Tiles:
     combine: Literal["mean", "median"] = key("mean", "How the samples that are kept become one.")
     kappa_low: float = key(3.0, "Limit below the middle.", unit="standard deviations", low=0.5, high=100)
     kappa_high: float = key(3.0, "Limit above the middle.", unit="standard deviations", low=0.5, high=100)
-    weights: Literal["noise", "none"] = key("noise", "Whether quieter frames count for more.")
+    normalise: Literal["stars", "linear_fit", "sky_mean", "none"] = key(
+        "stars", "How frames are brought to one level: by sky and stars, by two percentiles, by the sky alone."
+    )
+    weights: Literal["auto", "noise_variance", "noise_fwhm", "none"] = key(
+        "auto", "Whether quieter frames, sharper ones, or both (auto) count for more."
+    )
     kernel: Literal["kriging", "lanczos3", "catmull_rom"] = key(
         "kriging", "How values between pixels are found: true to stars, by the textbook, smooth and quick."
     )

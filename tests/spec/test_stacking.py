@@ -17,7 +17,7 @@ from tests import scenes, values
 from zemosaicd import sphere
 from zemosaicd.model import FramePlan, Grid, Plan, TileFailed, Wcs
 from zemosaicd.work.jobs import StackSettings
-from zemosaicd.work.stacking import levels_of, prepare
+from zemosaicd.work.stacking import Normalise, Weights, levels_of, prepare, weights_of
 
 W, H = values.WIDTH, values.HEIGHT
 BASE = values.wcs_at(83.8, -5.4)
@@ -153,8 +153,56 @@ def test_weights_are_inverse_variances(tmp_path: Path) -> None:
     made = scenes.planes(output)
     np.testing.assert_allclose(made["WEIGHT"], weights.sum(), rtol=1e-6)
     np.testing.assert_allclose(made[""], np.average(cubes, axis=0, weights=weights), rtol=1e-6)
-    plain, _ = scenes.stack(tmp_path, replace(plan, frames=frames), rejection="none", weights="none")
+    plain, _ = scenes.stack(tmp_path, replace(plan, frames=frames), name="_plain", rejection="none", weights="none")
+    np.testing.assert_allclose(scenes.planes(plain)["WEIGHT"], 9.0 / (np.array(sigma) ** 2).sum(), rtol=1e-6)
     np.testing.assert_allclose(scenes.planes(plain)[""], cubes.mean(axis=0), rtol=1e-6)
+
+
+def test_weights_by_name_are_what_they_say() -> None:
+    """Inverse variance, sharpness, both or neither; a frame of unknown FWHM is as sharp as the middle one."""
+    variance, fwhm = np.array([[4.0], [1.0], [1.0], [2.0]]), np.array([3.0, 2.0, 4.0, np.nan])
+    sharp = np.array([[1.0], [1.5], [0.75], [1.0]])
+    expected = {"none": np.ones((4, 1)), "noise_variance": 1 / variance, "noise_fwhm": sharp, "auto": sharp / variance}
+    for rule in Weights:
+        np.testing.assert_allclose(weights_of(rule, variance, fwhm), expected[rule.value])
+
+
+@pytest.mark.parametrize("rule", list(Normalise))
+def test_M6_normalisation_by_name_is_effective_in_the_stack(tmp_path: Path, rule: Normalise) -> None:
+    """A frame of half the light on another sky: scaled and levelled by stars, or by two percentiles; levelled by one;
+    or left as it is.
+    """
+    scene = scenes.render(BASE, W, H, BASE, STARS) - scenes.SKY + np.linspace(0.0, 400.0, W)
+    plan = whole_pixels(tmp_path / "c", [(0, 0)] * 2, lambda i, _: scene * (1.0, 0.5)[i] + (1000.0, 2000.0)[i])
+    low, high = np.percentile(scene, (25.0, 90.0))
+    first, second = plan.frames.values()
+    frames = {
+        first.frame: replace(first, low_adu=(1000.0 + low,), high_adu=(1000.0 + high,)),
+        second.frame: replace(
+            second, sky_adu=(2000.0,), transparency=0.5, low_adu=(2000.0 + low / 2,), high_adu=(2000.0 + high / 2,)
+        ),
+    }
+    output, _ = scenes.stack(
+        tmp_path, replace(plan, frames=frames), rejection="none", weights="none", normalise=rule.value
+    )
+    levelled = {
+        Normalise.STARS: scene + 1000.0,
+        Normalise.LINEAR_FIT: scene + 1000.0,
+        Normalise.SKY_MEAN: (scene + 1000.0 + scene / 2 + 1000.0 + low / 2) / 2,
+        Normalise.NONE: (scene + 1000.0 + scene / 2 + 2000.0) / 2,
+    }
+    np.testing.assert_allclose(scenes.planes(output)[""], levelled[rule], rtol=1e-5)
+
+
+def test_a_linear_fit_that_cannot_be_is_an_offset() -> None:
+    """Flat frames, and fits steeper than 20, are levelled without being scaled."""
+    wcs = values.wcs_at(10.0, 20.0)
+    reference = values.frame_plan(1, wcs, low_adu=(100.0,), high_adu=(400.0,))
+    for high in (100.0, 101.0):
+        levels = levels_of(
+            values.frame_plan(2, wcs, low_adu=(100.0,), high_adu=(high,)), reference, Normalise.LINEAR_FIT
+        )
+        assert levels.gain.tolist() == [1.0]
 
 
 def test_transparency_and_sky_are_brought_to_the_reference(tmp_path: Path) -> None:

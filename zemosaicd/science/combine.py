@@ -90,14 +90,16 @@ class NoiseModel:
 class Combined:
     """The window's own pixels. Where weight is 0 there is no sample, and mean is 0 and means nothing.
 
-    `mean` float32 (C, rows, width): the chosen average. `weight` float32 (C, rows, width): sum of the weights of what
-    was kept. `count` uint16 (rows, width): frames kept in all channels (V1); `lost` uint16 (rows, width): frames
-    rejected in any. `rejected`, `samples` int64 (n,): of each frame, samples rejected and samples there were, channels
-    counted one by one.
+    `mean` float32 (C, rows, width): the chosen average. `weight`, `inverse_variance` float32 (C, rows, width): sum of
+    the weights of what was kept, and what they make of the frames' variances (1 each without a noise model). `count`
+    uint16 (rows, width): frames kept in all channels (V1); `lost` uint16 (rows, width): frames rejected in any.
+    `rejected`, `samples` int64 (n,): of each frame, samples rejected and samples there were, channels counted one by
+    one.
     """
 
     mean: Pixels
     weight: Pixels
+    inverse_variance: Pixels
     count: NDArray[np.uint16]
     lost: NDArray[np.uint16]
     rejected: Integers
@@ -148,15 +150,18 @@ def combine(
     if n >= rejection.MIN_JUDGED:
         _reject(cube, codes, rule, noise, lines)
     corner, shape = (halo[0], side[0]), (height - sum(halo), width - sum(side))
-    mean, weight = np.empty((2, channels, *shape), np.float32)
-    rejection.average(cube, codes, frame_weights, maps, corner, mean, weight)
+    variance = np.ones((n, channels)) if noise is None else np.ascontiguousarray(noise.variance, np.float64)
+    mean, weight, inverse = np.empty((3, channels, *shape), np.float32)
+    rejection.average(cube, codes, frame_weights, variance, maps, corner, mean, weight, inverse)
     if rule.average is Average.MEDIAN:
         own = (slice(corner[0], corner[0] + shape[0]), slice(corner[1], corner[1] + shape[1]))
         mean = np.where(weight > 0.0, _medians(cube, codes)[0][:, *own], np.float32(0.0))
     count, lost = np.empty((2, *shape), np.uint16)
     rejected, found = np.zeros(n, np.int64), np.zeros(n, np.int64)
     rejection.tally(codes, corner, channels, count, lost, rejected, found)
-    return Combined(mean=mean, weight=weight, count=count, lost=lost, rejected=rejected, samples=found)
+    return Combined(
+        mean=mean, weight=weight, inverse_variance=inverse, count=count, lost=lost, rejected=rejected, samples=found
+    )
 
 
 def _medians(cube: Pixels, codes: Codes) -> tuple[Pixels, Pixels, NDArray[np.int32]]:

@@ -133,6 +133,20 @@ def _even(n: int) -> int:
     return n // 2 * 2
 
 
+def low_and_high(plane: NDArray[np.float32], bayer: str) -> tuple[tuple[float, ...], tuple[float, ...]]:
+    """25th and 90th percentile of a frame's photosites a channel, ADU, from every 32nd rows; NaN without data."""
+    pixels = np.asarray(plane, np.float32)
+    low, high = [], []
+    for own in [colour_offsets(bayer, k) for k in ("R", "G", "B")] if bayer else [((0, 0),)]:
+        step = 2 if bayer else 1
+        values = np.concatenate([pixels[r :: 32 * step, c::step].reshape(-1) for r, c in own])
+        values = values[np.isfinite(values)]
+        pair = np.percentile(values, (25.0, 90.0)) if len(values) else (math.nan, math.nan)
+        low.append(float(pair[0]))
+        high.append(float(pair[1]))
+    return tuple(low), tuple(high)
+
+
 def sky_and_noise(levels: Float32, noise: Float32) -> tuple[tuple[float, ...], tuple[float, ...]]:
     """(sky_adu, noise_adu) a channel from `block_levels`: level of the empty sky, noise of one photosite on it.
 

@@ -192,21 +192,23 @@ def restore(codes: Codes, channels: int) -> None:
 
 @njit(cache=True, nogil=True)
 def average(
-    samples: Pixels, codes: Codes, weights: Numbers, maps: Pixels, corner: tuple[int, int], mean: Pixels, weight: Pixels
-) -> None:
-    """Weighted mean of the kept samples and sum of their weights: mean and weight (C, rows, width), from `corner` on.
+    samples: Pixels, codes: Codes, weights: Numbers, variance: Numbers, maps: Pixels, corner: tuple[int, int],
+    mean: Pixels, weight: Pixels, inverse: Pixels,
+) -> None:  # fmt: skip
+    """Weighted mean of the kept samples, sum of their weights w, and inverse variance of the mean, (sum w)^2 over the
+    sum of w^2 v: all (C, rows, width), from `corner` on.
 
-    weights (n, C) times maps (n, R, W), or maps empty. float64 sums in the order of the frames; both 0 where none.
-    `corner`: (row, column) of the window that is the first of the result.
+    weights (n, C) times maps (n, R, W), or maps empty; `variance` v (n, C) of a frame's samples. float64 sums in the
+    order of the frames; 0 where none. `corner`: (row, column) of the window that is the first of the result.
     """
     n, (channels, rows, width), (top, left) = samples.shape[0], mean.shape, corner
-    values, total, scale = np.empty(LANES), np.empty(LANES), np.ones(LANES)
+    values, total, power, scale = np.empty(LANES), np.empty(LANES), np.empty(LANES), np.ones(LANES)
     for k in range(channels):
         mask = UNSEEN | GROWN | np.uint8(1 << k)
         for r in range(rows):
             for x0 in range(0, width, LANES):
                 lanes = min(LANES, width - x0)
-                values[:], total[:] = 0.0, 0.0
+                values[:], total[:], power[:] = 0.0, 0.0, 0.0
                 part = slice(left + x0, left + x0 + lanes)
                 for i in range(n):
                     line, code, own = samples[i, k, top + r, part], codes[i, top + r, part], weights[i, k]
@@ -218,10 +220,12 @@ def average(
                         w = own * scale[j] if kept else 0.0
                         values[j] += w * (np.float64(line[j]) if kept else 0.0)
                         total[j] += w
+                        power[j] += w * w * variance[i, k]
                 for j in range(lanes):
                     found = total[j] > 0.0
                     mean[k, r, x0 + j] = values[j] / total[j] if found else 0.0
                     weight[k, r, x0 + j] = total[j] if found else 0.0
+                    inverse[k, r, x0 + j] = total[j] * total[j] / power[j] if found else 0.0
 
 
 @njit(cache=True, nogil=True)

@@ -71,6 +71,7 @@ class SessionConfigs:
             combine=tiles.combine,
             kappa_low=tiles.kappa_low,
             kappa_high=tiles.kappa_high,
+            normalise=tiles.normalise,
             weights=tiles.weights,
             kernel=tiles.kernel,
             feather_fraction=config.mosaic.feather_fraction,

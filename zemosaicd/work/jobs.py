@@ -104,7 +104,8 @@ class StackSettings:
     combine: str = "mean"
     kappa_low: float = 3.0
     kappa_high: float = 3.0
-    weights: str = "noise"
+    normalise: str = "stars"
+    weights: str = "auto"
     kernel: str = "kriging"
     feather_fraction: float = 0.1
     band_budget_bytes: int = 512 << 20

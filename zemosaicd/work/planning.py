@@ -186,6 +186,8 @@ def _frame_plan(frame: PreparedFrame, solution: Solution, place: Registered, mou
         stars=measures.stars,
         residual_px=place.residual_px,
         mount_mode=mount.frame_mode(facts, mount_mode),
+        low_adu=measures.low_adu,
+        high_adu=measures.high_adu,
         distortion=place.distortion,
     )
 

@@ -31,7 +31,7 @@ from zemosaicd.model import (
     ZemosaicdError,
 )
 from zemosaicd.science.astrometry import locate
-from zemosaicd.science.frame import block_levels, find_hot_pixels, sky_and_noise
+from zemosaicd.science.frame import block_levels, find_hot_pixels, low_and_high, sky_and_noise
 from zemosaicd.science.skylight import BlockMap
 from zemosaicd.science.stars import find_stars, shape
 from zemosaicd.science.trails import find_trails
@@ -73,6 +73,7 @@ def prepare_frame(job: PrepareFrame) -> PreparedFrame:
     if not all(np.isfinite(sky)) or min(noise) <= 0.0:
         message = "a constant picture: cover closed, or no data"
         raise Rejected(Reason(rule="no_sky", value=min(noise), threshold=0.0, message=message))
+    low, high = _low_and_high(frame.pixels, facts.bayer)
     measured = _mono(frame.pixels)
     stars = find_stars(measured, facts.bayer)
     fwhm_px, ellipticity = shape(stars)
@@ -92,6 +93,8 @@ def prepare_frame(job: PrepareFrame) -> PreparedFrame:
             stars=len(stars),
             hot_pixels=frame.hot_pixels,
             saturated_fraction=frame.saturated_fraction,
+            low_adu=low,
+            high_adu=high,
         ),
         solution=found if isinstance(found, Solution) else None,
         unsolved=found if isinstance(found, Reason) else None,
@@ -176,6 +179,14 @@ def _blocks(pixels: NDArray[np.float32], bayer: str) -> BlockMap:
         each = [block_levels(np.ascontiguousarray(pixels[:, :, c]), "") for c in range(pixels.shape[2])]
         level, noise = (np.concatenate([part[k] for part in each]) for k in (0, 1))
     return BlockMap(level=level, noise=noise)
+
+
+def _low_and_high(pixels: NDArray[np.float32], bayer: str) -> tuple[tuple[float, ...], tuple[float, ...]]:
+    """Two percentiles a channel (science.frame.low_and_high)."""
+    if pixels.ndim == 2:
+        return low_and_high(pixels, bayer)
+    each = [low_and_high(pixels[:, :, c], "") for c in range(pixels.shape[2])]
+    return tuple(low[0] for low, _ in each), tuple(high[0] for _, high in each)
 
 
 def _mono(pixels: NDArray[np.float32]) -> NDArray[np.float32]:

@@ -18,7 +18,8 @@ import time
 from collections import deque
 from collections.abc import Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from enum import StrEnum
 from pathlib import Path
 from typing import Any
 
@@ -137,9 +138,9 @@ def stack_tile(job: StackTile) -> PhaseMade:
 
 
 def prepare(plan: Plan, spec: TileSpec, frames: Sequence[FramePlan], settings: StackSettings) -> Stack:
-    """What each frame needs to come to the tile. Weights are n/variance (DESIGN: depth is the number of frames)."""
+    """What each frame needs to come to the tile."""
     reference, kernel = plan.frames[spec.reference], Kernel(settings.kernel)
-    levels = [levels_of(frame, reference) for frame in frames]
+    levels = [levels_of(frame, reference, Normalise(settings.normalise)) for frame in frames]
     gain = np.array([level.gain for level in levels])
     variance = (np.array([f.noise_adu for f in frames], np.float64) * gain) ** 2
     photon = np.array([f.photon_adu for f in frames], np.float64) * gain
@@ -160,7 +161,7 @@ def prepare(plan: Plan, spec: TileSpec, frames: Sequence[FramePlan], settings: S
     return Stack(
         spec=spec,
         members=members,
-        weights=1.0 / variance if settings.weights == "noise" else np.ones_like(variance),
+        weights=weights_of(Weights(settings.weights), variance, np.array([f.fwhm_px for f in frames])),
         noise=combine.NoiseModel(variance=variance, photon=photon, pedestal=np.array(reference.sky_adu, np.float64)),
         rule=combine.Rule(
             method=combine.Method(settings.rejection),
@@ -173,20 +174,78 @@ def prepare(plan: Plan, spec: TileSpec, frames: Sequence[FramePlan], settings: S
     )
 
 
-def levels_of(frame: FramePlan, reference: FramePlan) -> Levels:
-    """How a frame comes to the reference's sky and flux (science.lattices has the formula)."""
-    low, high = TRANSPARENCY_LIMITS
-    sky, zero = np.array(frame.sky_adu, np.float64), np.array(reference.sky_adu, np.float64)
-    own = frame.sky or FrameSky(slope_x=(0.0,) * len(sky), slope_y=(0.0,) * len(sky))
-    terms = np.zeros((len(sky), ILLUMINATION_TERMS))
+class Weights(StrEnum):
+    """What a frame counts for. AUTO: inverse variance, light scaled to the reference, over its FWHM: depth is the
+    number of frames (DESIGN), and of frames equally deep the sharper counts for more. NOISE_VARIANCE and NOISE_FWHM:
+    one of the two alone.
+    """
+
+    AUTO = "auto"
+    NOISE_VARIANCE = "noise_variance"
+    NOISE_FWHM = "noise_fwhm"
+    NONE = "none"
+
+
+def weights_of(rule: Weights, variance: F64, fwhm_px: F64) -> F64:
+    """(n, C) from the variances (n, C) and the FWHM (n,) of the frames; a frame of unknown FWHM is taken as average."""
+    known = np.isfinite(fwhm_px) & (fwhm_px > 0.0)
+    middle = float(np.median(fwhm_px[known])) if known.any() else 1.0
+    sharpness = (middle / np.where(known, fwhm_px, middle))[:, np.newaxis]
+    match rule:
+        case Weights.AUTO:
+            return sharpness / variance
+        case Weights.NOISE_VARIANCE:
+            return 1.0 / variance
+        case Weights.NOISE_FWHM:
+            return np.broadcast_to(sharpness, variance.shape).copy()
+        case Weights.NONE:
+            return np.ones_like(variance)
+
+
+class Normalise(StrEnum):
+    """How a frame comes to its tile's reference. STARS: sky, its plane and the illumination are taken out, and light is
+    scaled by the flux of the stars. The others are coarser and take pixels as they are: LINEAR_FIT maps the 25th and
+    90th percentile of each channel onto the reference's, SKY_MEAN adds one number that levels the 25th percentiles.
+    """
+
+    STARS = "stars"
+    LINEAR_FIT = "linear_fit"
+    SKY_MEAN = "sky_mean"
+    NONE = "none"
+
+
+STEEPEST = 20.0
+"""A linear fit steeper than this is none."""
+
+
+def levels_of(frame: FramePlan, reference: FramePlan, rule: Normalise = Normalise.STARS) -> Levels:
+    """How a frame comes to the reference (science.lattices has the formula)."""
+    channels = len(frame.sky_adu)
+    nothing = np.zeros(channels)
+    plain = Levels.plain(channels)
+    if rule is Normalise.NONE:
+        return plain
+    low, zero = np.array(frame.low_adu or frame.sky_adu), np.array(reference.low_adu or reference.sky_adu)
+    if rule is Normalise.SKY_MEAN:
+        return replace(plain, zero=np.full(channels, float(np.mean(zero) - np.mean(low))))
+    if rule is Normalise.LINEAR_FIT:
+        rise, wanted = (
+            np.array(f.high_adu or f.sky_adu) - np.array(f.low_adu or f.sky_adu) for f in (frame, reference)
+        )
+        told = (np.abs(rise) > 1e-3 * np.maximum(1.0, np.abs(low))) & (np.abs(wanted) > 1e-5)
+        gain = np.where(told, wanted / np.where(told, rise, 1.0), 1.0)
+        return replace(plain, gain=np.where(np.abs(gain) <= STEEPEST, gain, 1.0), sky=low, zero=zero)
+    own = frame.sky or FrameSky(slope_x=(0.0,) * channels, slope_y=(0.0,) * channels)
+    terms = np.zeros((channels, ILLUMINATION_TERMS))
     terms[:, : len(own.illumination)] = own.illumination
+    dimmest, brightest = TRANSPARENCY_LIMITS
     return Levels(
-        gain=np.full_like(sky, 1.0 / min(max(frame.transparency, low), high)),
-        zero=zero,
-        sky=sky,
+        gain=np.full(channels, 1.0 / min(max(frame.transparency, dimmest), brightest)),
+        zero=np.array(reference.sky_adu, np.float64),
+        sky=np.array(frame.sky_adu, np.float64),
         slope_x=np.array(own.slope_x, np.float64),
         slope_y=np.array(own.slope_y, np.float64),
-        bowl=np.array(own.light, np.float64) if own.light else np.zeros_like(sky),
+        bowl=np.array(own.light, np.float64) if own.light else nothing,
         illumination=terms,
         middle=((frame.facts.width - 1) / 2, (frame.facts.height - 1) / 2),
         radius=math.hypot(frame.facts.width, frame.facts.height) / 2,
@@ -221,7 +280,7 @@ def _stack(
             covered[row0 : row0 + len(seen)] = seen
             tally.add(band)
             writer.write("", row0, _planes(np.where((band.weight > 0) & seen, band.mean, np.float32(np.nan))))
-            writer.write("WEIGHT", row0, _planes(np.where(seen, band.weight, np.float32(0))))
+            writer.write("WEIGHT", row0, _planes(np.where(seen, band.inverse_variance, np.float32(0))))
             writer.write("COVERAGE", row0, band.count)
             writer.write("REJECTED", row0, band.lost)
         if not tally.deepest:
@@ -277,6 +336,7 @@ def _side_by_side(windows: Sequence[combine.Combined]) -> combine.Combined:
     return combine.Combined(
         mean=np.concatenate([w.mean for w in windows], axis=2),
         weight=np.concatenate([w.weight for w in windows], axis=2),
+        inverse_variance=np.concatenate([w.inverse_variance for w in windows], axis=2),
         count=np.concatenate([w.count for w in windows], axis=1),
         lost=np.concatenate([w.lost for w in windows], axis=1),
         rejected=np.sum([w.rejected for w in windows], axis=0),
