@@ -16,8 +16,9 @@ from astropy.wcs import WCS
 from tests import scenes, values
 from zemosaicd import sphere
 from zemosaicd.model import FramePlan, Grid, Plan, TileFailed, Wcs
+from zemosaicd.science.normalise import Normalise, Weights, levels_of, weights_of
 from zemosaicd.work.jobs import StackSettings
-from zemosaicd.work.stacking import Normalise, Weights, levels_of, prepare, weights_of
+from zemosaicd.work.stacking import prepare
 
 W, H = values.WIDTH, values.HEIGHT
 BASE = values.wcs_at(83.8, -5.4)
