@@ -246,7 +246,10 @@ class LeftOut:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Plan:
-    """Phase 2's result: a pure function of the closed set of frames and the configuration."""
+    """Phase 2's result: a pure function of the closed set of frames and the configuration.
+
+    `mode`: a row of core.modes. `made`: tiles that lie there already, number -> path; they are the user's.
+    """
 
     frames: dict[FrameId, FramePlan]
     tiles: tuple[TileSpec, ...]
@@ -259,6 +262,8 @@ class Plan:
     disk_bytes: int = 0
     memory_bytes: int = 0
     figures: dict[str, float | None] = field(default_factory=dict)
+    mode: str = "classic"
+    made: dict[int, str] = field(default_factory=dict)
 
 
 class ArtefactKind(StrEnum):

@@ -15,6 +15,7 @@ from zemosaicd.checks import ConfigError
 from zemosaicd.core.cleaning import CleanupPolicy
 from zemosaicd.core.events import SessionOpened
 from zemosaicd.core.lifecycle import SessionState
+from zemosaicd.core.modes import Mode, mode_named
 from zemosaicd.core.plan import PlanSettings
 from zemosaicd.core.sessions import ClosingPolicy, SessionPolicy, SessionScope
 from zemosaicd.model import Reason
@@ -41,6 +42,10 @@ class SessionConfigs:
     def with_settings(self, settings: dict[str, Any]) -> Config:
         """The daemon's configuration with these tables over it. Raises ConfigError."""
         return configuration.overlay(self.base, settings, SESSION_FILE) if settings else self.base
+
+    def mode(self, settings: dict[str, Any]) -> Mode:
+        """How a session with these tables becomes a mosaic. Raises ConfigError."""
+        return mode_named(self.with_settings(settings).session.mode)
 
     @staticmethod
     def budget(config: Config) -> Budget:
@@ -82,7 +87,9 @@ class SessionConfigs:
         return MosaicSettings(
             preview=config.outputs.preview,
             preview_max_px=config.outputs.preview_max_px,
+            feather_fraction=config.mosaic.feather_fraction,
             band_budget_bytes=config.tiles.memory_mb * 1_000_000,
+            budget=SessionConfigs.budget(config),
         )
 
     @staticmethod
@@ -118,7 +125,7 @@ class SessionConfigs:
         stack = asdict(SessionConfigs.stack_settings(config))
         mosaic = asdict(SessionConfigs.mosaic_settings(config))
         return {
-            name: {k: v for k, v in table.items() if k != "band_budget_bytes"}
+            name: {k: v for k, v in table.items() if k not in ("band_budget_bytes", "budget")}
             for name, table in (("tiles", stack), ("mosaic", mosaic))
         }
 

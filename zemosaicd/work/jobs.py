@@ -25,16 +25,17 @@ class HeaderRead:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ReadHeaders:
-    """Phase 0 for a handful of settled files."""
+    """Phase 0 for a handful of settled files. `pictures`: finished pictures are welcome, not only raw frames (D4)."""
 
     files: tuple[tuple[str, Fingerprint], ...]
     budget: Budget
+    pictures: bool = False
 
     def run(self) -> tuple[HeaderRead, ...]:
         """Headers read, completeness checked; one answer a file, never an exception for a bad one."""
-        from zemosaicd.work import prepare
+        from zemosaicd.work import scanning
 
-        return prepare.read_headers(self)
+        return scanning.read_headers(self)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -94,6 +95,20 @@ class PlanSession:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class PlanTiles:
+    """Phase 4 of mode existing: where tiles of anybody's lie, as a plan whose tiles are made (work.existing)."""
+
+    tiles_path: str
+    plan_path: str
+
+    def run(self) -> PhaseMade:
+        """Writes the plan. Raises SessionFailed."""
+        from zemosaicd.work import existing
+
+        return existing.plan_tiles(self)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class StackSettings:
     """Table [tiles] as far as the stack needs it, and the width of the blend at a tile's edge."""
 
@@ -129,7 +144,9 @@ class MosaicSettings:
 
     preview: bool = True
     preview_max_px: int = 2000
+    feather_fraction: float = 0.1
     band_budget_bytes: int = 512 << 20
+    budget: Budget = field(default_factory=Budget)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -153,12 +170,21 @@ class MakeMosaic:
         return assembly.make_mosaic(self)
 
 
-Job = ReadHeaders | PrepareFrame | RebuildCache | PlanSession | StackTile | MakeMosaic
+Job = ReadHeaders | PrepareFrame | RebuildCache | PlanSession | PlanTiles | StackTile | MakeMosaic
 
 
 def warm_up() -> None:
     """Imports what jobs need, so that the first one does not wait: called once when a worker starts."""
+    _enter("scanning", "prepare", "planning", "stacking", "assembly")
+
+
+def warm_up_tiles() -> None:
+    """The same for mosaics of tiles that exist."""
+    _enter("scanning", "existing", "assembly")
+
+
+def _enter(*rooms: str) -> None:
     import importlib
 
-    for room in ("prepare", "planning", "stacking", "assembly"):
+    for room in rooms:
         importlib.import_module(f"zemosaicd.work.{room}")

@@ -19,41 +19,21 @@ from numpy.typing import NDArray
 from zemosaicd.core import headers
 from zemosaicd.model import (
     FrameFacts,
-    Incomplete,
     Measures,
     PreparedFrame,
     Reason,
     Rejected,
     Solution,
-    ZemosaicdError,
 )
 from zemosaicd.science.astrometry import locate
 from zemosaicd.science.frame import repair_hot_pixels, sky_and_noise
 from zemosaicd.science.stars import find_stars, shape
 from zemosaicd.work import fitsio
 from zemosaicd.work.catalogue import read_cone
-from zemosaicd.work.jobs import HeaderRead, PrepareFrame, ReadHeaders, RebuildCache
+from zemosaicd.work.jobs import PrepareFrame, RebuildCache
 from zemosaicd.work.store import write_npy
 
 SATURATED = 65000.0
-
-
-def read_headers(job: ReadHeaders) -> tuple[HeaderRead, ...]:
-    """Phase 0: each file is whole and a light frame (facts), not whole yet, or refused with a reason."""
-    answers = []
-    for path, fingerprint in job.files:
-        try:
-            header = fitsio.read_header(Path(path), job.budget)
-            facts = headers.facts(header.cards, Path(path).name)
-            fitsio.check_complete(Path(path), job.budget)
-            answers.append(HeaderRead(path=path, fingerprint=header.fingerprint, facts=facts))
-        except ZemosaicdError as error:
-            held = isinstance(error, Incomplete)
-            answers.append(HeaderRead(path=path, fingerprint=fingerprint, reason=error.reason, incomplete=held))
-        except OSError as error:
-            reason = Reason(rule="unreadable", value=error.strerror or "", message=f"{path}: {error.strerror}")
-            answers.append(HeaderRead(path=path, fingerprint=fingerprint, reason=reason, incomplete=True))
-    return tuple(answers)
 
 
 def prepare_frame(job: PrepareFrame) -> PreparedFrame:
