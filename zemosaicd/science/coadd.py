@@ -204,8 +204,9 @@ def _add_warped(
     x_node, y_node, step = lattice
     first, last = max(columns[0], x_node * step), min(columns[1], (x_node + nodes.shape[2] - 1) * step)
     place, found = np.empty((4, COLUMNS)), np.empty((channels, COLUMNS), np.float32)
-    for left in range(first, last, COLUMNS):
-        n = min(COLUMNS, last - left)
+    for column in range(first // COLUMNS * COLUMNS, last, COLUMNS):
+        left = max(first, column)
+        n = min(last, column + COLUMNS) - left
         for r in range(sums[3].shape[0]):
             j = (row0 + r) // step - y_node
             if j < 0 or j + 1 >= nodes.shape[1]:
@@ -352,8 +353,7 @@ def _sum(
             sums[1][k, r, here],
             sums[2][k, r, here],
         )
-        gain, along = change[0, k], change[2, k]
-        flat = change[1, k] + change[3, k] * (row0 + r) + along * (left + start)
+        gain, along, flat = change[0, k], change[2, k], change[1, k] + change[3, k] * (row0 + r)
         for i in range(len(alpha)):
             w[i] = scale[k] * alpha[i]
         if weights.size:
@@ -363,7 +363,7 @@ def _sum(
                     w[i] *= weights[k, iy - slab_row0, ix]
         # One array written a loop, none read on condition: that is what compilers make vectors of.
         for i in range(len(alpha)):
-            new = gain * values[i] + flat + along * i
+            new = gain * values[i] + (flat + along * (left + start + i))
             value[i] += w[i] * (new if alpha[i] > 0.0 else 0.0)
         for i in range(len(alpha)):
             weight[i] += w[i]
