@@ -30,6 +30,8 @@ NOISE_LAG_PX = 6
 NOISE_SAMPLES = 30_000
 HALF_WINDOW = 12
 MAX_STARS_A_SLAB = 2000
+RING_OUTER = 1.35
+"""The ring under a star ends this many aperture radii, and 4 px, from it."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -131,6 +133,8 @@ def _peaks(plane: F32, level: F32, cell: int, height: float, first: int, last: i
         for c in range(level.shape[1]):
             under = level[y // cell, c]
             limit = under + np.float32(height)
+            if not limit < np.inf:
+                continue
             for x in range(max(2, c * cell), min(len(row) - 2, (c + 1) * cell)):
                 if row[x] > limit and n < out.shape[1] and _is_star(plane, x, y, under):
                     out[0, n], out[1, n], out[2, n], out[3, n] = x, y, under, row[x] - under
@@ -196,7 +200,7 @@ def aperture_fluxes(cube: F32, x: F64, y: F64, radius_px: float, noise: Sequence
 def _apertures(plane: F32, x: F64, y: F64, radius: float, sigma: float) -> tuple[F64, F64]:
     """Aperture flux and its error at each position; NaN where a pixel is missing."""
     height, width = plane.shape
-    inner, outer = radius + 2.0, 1.6 * radius + 4.0
+    inner, outer = radius + 2.0, RING_OUTER * radius + 4.0
     reach = math.ceil(outer)
     flux, error = np.full(len(x), np.nan), np.full(len(x), np.nan)
     ring = np.empty((2 * reach + 1) ** 2, np.float32)

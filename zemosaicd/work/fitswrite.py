@@ -21,7 +21,7 @@ from zemosaicd.core.cards import clean_text, number
 from zemosaicd.core.wcs_cards import wcs_header
 from zemosaicd.model import Wcs
 from zemosaicd.work.fitsblocks import CARD, Budget, Cards, Chain, Hdu, Source, incomplete, padded
-from zemosaicd.work.store import pread_into, publish
+from zemosaicd.work.store import pread_into, publish, start_writeback
 
 __all__ = ["FitsImage", "FitsWriter", "ImageSpec", "read_image", "write_fits"]
 
@@ -76,6 +76,7 @@ class FitsWriter:
         for plane, pixels in enumerate(values):
             place = self._offsets[name] + (plane * height + first_row) * row_bytes
             _pwrite(self._file, np.ascontiguousarray(pixels, dtype=stored).data.cast("B"), place)
+            start_writeback(self._file.fileno(), place, rows * row_bytes)
         self._missing[name] -= rows * len(planes)
 
     def table(self, name: str, columns: Mapping[str, ArrayLike]) -> None:

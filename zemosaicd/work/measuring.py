@@ -21,6 +21,7 @@ from zemosaicd.science.overlaps import BLOCK_PX, Overlap, TileSample, TileStars,
 from zemosaicd.science.placement import Placement, Transform, place
 from zemosaicd.science.tilesolve import TileExtent
 from zemosaicd.science.tilestars import (
+    RING_OUTER,
     Character,
     aperture_fluxes,
     character,
@@ -40,6 +41,8 @@ Flags = NDArray[np.bool_]
 STRIPS, STRIP_ROWS = 3, 96
 STRIPE_PX, STARS_A_STRIPE = 256, 60
 """Rows of the grid that are sampled at a time, and the most stars of a tile that are measured there."""
+MAX_BLOCKS = 1000
+"""So many blocks tell all that two tiles differ by."""
 THIN_BLOCK_PX = 8
 THIN_PX = 4 * BLOCK_PX
 """Where the widest overlap of a tile is thinner than this, blocks of half the side are taken."""
@@ -199,18 +202,17 @@ def _sample(tile: Tile, boxes: Sequence[Box], block: int, aperture_px: float) ->
     """Block medians and stars of a tile where its neighbours are."""
     x0, y0, x1, y1 = tile.placement.box
     origin = x0 // block, y0 // block
-    wanted = np.zeros((-(-y1 // block) - origin[1], -(-x1 // block) - origin[0]), np.bool_)
-    for bx0, by0, bx1, by1 in boxes:
-        wanted[by0 // block - origin[1] : -(-by1 // block) - origin[1],
-               bx0 // block - origin[0] : -(-bx1 // block) - origin[0]] = True  # fmt: skip
-    level = np.full((tile.file.shape[0], *wanted.shape), np.nan, np.float32)
+    shared, wanted = np.zeros((2, -(-y1 // block) - origin[1], -(-x1 // block) - origin[0]), np.bool_)
+    for box in boxes:
+        _mark(shared, wanted, origin, box, block)
+    level = np.full((tile.file.shape[0], *shared.shape), np.nan, np.float32)
     radius = aperture_px * tile.scale
-    halo = math.ceil(1.6 * radius) + 8
+    halo = math.ceil(RING_OUTER * radius) + 8
     noise = np.array(tile.character.noise, np.float64)
     stars = []
-    for top in range(0, len(wanted), STRIPE_PX // block):
-        bottom = min(top + STRIPE_PX // block, len(wanted))
-        if not wanted[top:bottom].any():
+    for top in range(0, len(shared), STRIPE_PX // block):
+        bottom = min(top + STRIPE_PX // block, len(shared))
+        if not shared[top:bottom].any():
             continue
         stripe = (origin[1] + top) * block, (origin[1] + bottom) * block
         _, (first, last) = tile.placement.columns_and_rows(*stripe)
@@ -220,7 +222,7 @@ def _sample(tile: Tile, boxes: Sequence[Box], block: int, aperture_px: float) ->
         first, last = max(0, first - halo), min(tile.file.height, last + halo)
         slab = tile.file.rows(first, last)
         fill_levels(level, wanted, origin, block, (top, bottom), slab, first, tile.placement, noise)
-        stars.append(_stars(tile, slab, first, core, stripe, wanted, origin, block, radius))
+        stars.append(_stars(tile, slab, first, core, stripe, shared, origin, block, radius))
     tile.file.release()
     return TileSample(
         block_px=block, x_block=origin[0], y_block=origin[1], level=level, noise=noise,
@@ -228,11 +230,20 @@ def _sample(tile: Tile, boxes: Sequence[Box], block: int, aperture_px: float) ->
     )  # fmt: skip
 
 
+def _mark(shared: Flags, wanted: Flags, origin: tuple[int, int], box: Box, block: int) -> None:
+    """Marks the blocks of one overlap as shared, and those to be measured as wanted: of a large one every second or
+    third and so on along diagonals, the same ones in both tiles."""
+    rows, columns = np.arange(box[1] // block, -(-box[3] // block)), np.arange(box[0] // block, -(-box[2] // block))
+    here = np.s_[rows[0] - origin[1] : rows[-1] + 1 - origin[1], columns[0] - origin[0] : columns[-1] + 1 - origin[0]]
+    shared[here] = True
+    wanted[here] |= (rows[:, np.newaxis] + columns[np.newaxis, :]) % -(-rows.size * columns.size // MAX_BLOCKS) == 0
+
+
 def _stars(
-    tile: Tile, slab: F32, slab_row0: int, core: tuple[int, int], stripe: tuple[int, int], wanted: Flags,
+    tile: Tile, slab: F32, slab_row0: int, core: tuple[int, int], stripe: tuple[int, int], shared: Flags,
     origin: tuple[int, int], block: int, radius_px: float,
 ) -> TileStars:  # fmt: skip
-    """The brightest stars of a slab of the tile, in its rows `core`, that lie in wanted blocks of this stripe of the
+    """The brightest stars of a slab of the tile, in its rows `core`, that lie in shared blocks of this stripe of the
     grid."""
     plane, sigma = mean_plane(slab, tile.character.noise)
     x, y, _, peak = find_peaks(plane, sigma, core[0] - slab_row0, core[1] - slab_row0)
@@ -240,9 +251,9 @@ def _stars(
     column, row = (
         np.floor((v + 0.5) / block).astype(np.int64) - o for v, o in ((grid_x, origin[0]), (grid_y, origin[1]))
     )
-    inside = (column >= 0) & (column < wanted.shape[1]) & (row >= 0) & (row < wanted.shape[0])
+    inside = (column >= 0) & (column < shared.shape[1]) & (row >= 0) & (row < shared.shape[0])
     inside &= (grid_y + 0.5 >= stripe[0]) & (grid_y + 0.5 < stripe[1])
-    inside[inside] = wanted[row[inside], column[inside]]
+    inside[inside] = shared[row[inside], column[inside]]
     best = np.flatnonzero(inside)[np.argsort(-peak[inside], kind="stable")[:STARS_A_STRIPE]]
     x, y, grid_x, grid_y = (v[best] for v in (x, y, grid_x, grid_y))
     flux, noise = aperture_fluxes(slab, x, y, radius_px, tile.character.noise)
