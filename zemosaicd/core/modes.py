@@ -17,7 +17,8 @@ class Mode:
     """One way to a mosaic. `phases`: those it goes through. `planner`: what makes its plan (shell.planners).
 
     `takes_pictures`: its input are finished pictures with a WCS, not raw frames. `counts_frames`: its tiles know how
-    many frames each of their pixels has seen. `warm_up`: what a worker of it imports at once (a function of work.jobs).
+    many frames each of their pixels has seen. `warm_up`: what a worker of it imports at once (a function of work.jobs);
+    `many_jobs`: there is work for several of them.
     """
 
     name: str
@@ -26,6 +27,7 @@ class Mode:
     takes_pictures: bool = False
     counts_frames: bool = True
     warm_up: str = "warm_up"
+    many_jobs: bool = True
 
     @property
     def prepares(self) -> bool:
@@ -49,6 +51,7 @@ MODES: dict[str, Mode] = {
             takes_pictures=True,
             counts_frames=False,
             warm_up="warm_up_tiles",
+            many_jobs=False,
         ),
     )
 }

@@ -121,13 +121,14 @@ class Daemon:
                 set_mode(folder, FOLDER_MODE)
 
     def _make_executor(self) -> Executor:
-        table = self.config.executor
+        table, mode = self.config.executor, mode_named(self.config.session.mode)
         if table.kind == "inline":
             return Inline()
         return Pool(
             table.workers or os.cpu_count() or 1,
             memory_bytes=table.memory_mb * 1_000_000,
-            warm_up=f"zemosaicd.work.jobs:{mode_named(self.config.session.mode).warm_up}",
+            warm_up=f"zemosaicd.work.jobs:{mode.warm_up}",
+            eager=self._once is None or mode.many_jobs,
             numba_cache_dir=str(self.layout.kernels),
             on_death=self._on_death,
         )

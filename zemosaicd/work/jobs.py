@@ -6,6 +6,7 @@ imported when a job runs, so that the daemon, which only makes and sends these v
 
 from __future__ import annotations
 
+import sys
 from dataclasses import dataclass, field
 
 from zemosaicd.model import Fingerprint, FrameFacts, FrameId, LogNote, PreparedFrame, Reason
@@ -183,8 +184,22 @@ def warm_up_tiles() -> None:
     _enter("scanning", "existing", "assembly")
 
 
+def start_kernels() -> None:
+    """Starts numba without its question for scipy's linear algebra, which takes a quarter of a second: no kernel has
+    any (tests/spec/test_modules.py)."""
+    absent = "scipy" not in sys.modules
+    if absent:
+        sys.modules["scipy"] = None  # type: ignore[assignment]
+    try:
+        import numba.np.arraymath  # noqa: F401
+    finally:
+        if absent:
+            del sys.modules["scipy"]
+
+
 def _enter(*rooms: str) -> None:
     import importlib
 
+    start_kernels()
     for room in rooms:
         importlib.import_module(f"zemosaicd.work.{room}")
