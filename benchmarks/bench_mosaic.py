@@ -328,7 +328,7 @@ def make(folder: Path) -> None:
         preview=str(folder / "preview.png"),
         session="bench",
         revision=1,
-        settings=MosaicSettings(),
+        settings=MosaicSettings(threads=os.cpu_count() or 1),
     ).run()
 
 

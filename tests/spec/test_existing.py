@@ -226,10 +226,11 @@ def test_D4_the_plan_does_not_depend_on_the_order_of_the_files(tmp_path: Path) -
     assert replace(first, figures={}) == replace(second, figures={})
 
 
-def test_M5_pixels_do_not_depend_on_the_memory_budget(tmp_path: Path) -> None:
-    """A band of 16 rows or of the whole picture: the same file."""
+@pytest.mark.parametrize("settings", [{"band_budget_bytes": 1000}, {"threads": 3, "band_budget_bytes": 1000}])
+def test_M5_pixels_do_not_depend_on_bands_and_threads(tmp_path: Path, settings: dict[str, int]) -> None:
+    """Bands of 16 rows or the whole picture at once, made by one thread or by three: the same file."""
     plan = strangers.plan(tmp_path / "w", strangers.write(tmp_path / "in", strangers.square("SIN")))
     path, _ = strangers.mosaic(tmp_path / "w", plan)
     first = path.read_bytes()
-    strangers.mosaic(tmp_path / "w", plan, band_budget_bytes=1000)
+    strangers.mosaic(tmp_path / "w", plan, **settings)
     assert path.read_bytes() == first

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import time
 import tomllib
 from dataclasses import asdict
@@ -24,6 +25,9 @@ from zemosaicd.work.fitsblocks import Budget
 from zemosaicd.work.jobs import MosaicSettings, StackSettings
 
 SESSION_FILE = "session.toml"
+
+NO_PIXELS = frozenset({"band_budget_bytes", "budget", "threads"})
+"""Settings of jobs that no pixel depends on."""
 
 SESSION_TABLES = frozenset({"session", "frames", "plan", "tiles", "mosaic", "outputs", "cleanup"})
 """What a session.toml may set; the other tables are the daemon's own."""
@@ -88,6 +92,7 @@ class SessionConfigs:
             preview=config.outputs.preview,
             preview_max_px=config.outputs.preview_max_px,
             feather_fraction=config.mosaic.feather_fraction,
+            threads=config.executor.workers or os.cpu_count() or 1,
             band_budget_bytes=config.tiles.memory_mb * 1_000_000,
             budget=SessionConfigs.budget(config),
         )
@@ -125,7 +130,7 @@ class SessionConfigs:
         stack = asdict(SessionConfigs.stack_settings(config))
         mosaic = asdict(SessionConfigs.mosaic_settings(config))
         return {
-            name: {k: v for k, v in table.items() if k not in ("band_budget_bytes", "budget")}
+            name: {k: v for k, v in table.items() if k not in NO_PIXELS}
             for name, table in (("tiles", stack), ("mosaic", mosaic))
         }
 

@@ -17,6 +17,7 @@ import math
 import resource
 import time
 from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
@@ -29,23 +30,17 @@ from zemosaicd import sphere
 from zemosaicd.core.modes import MODES
 from zemosaicd.core.plan import union
 from zemosaicd.model import FramePlan, Grid, LogNote, MosaicSpec, Plan, Reason, SessionFailed
-from zemosaicd.science.coadd import REACH, Slab, Sums, lanczos_table
-from zemosaicd.science.preview import block_mean, quality, stretch
-from zemosaicd.science.tilesolve import TileCorrection, TileSolution, solve_tiles
-from zemosaicd.work.fitswrite import OWN_BUDGET, FitsWriter, write_fits
-from zemosaicd.work.framecount import FrameCount
-from zemosaicd.work.jobs import MakeMosaic, MosaicSettings, PhaseMade
-from zemosaicd.work.measuring import Tile, inverse_variance, open_tile, overlaps_of
+from zemosaicd.science.preview import quality, stretch
+from zemosaicd.science.tilesolve import TileSolution, solve_tiles
+from zemosaicd.work.coadding import Coadd, add_all, band_rows
+from zemosaicd.work.fitswrite import OWN_BUDGET, write_fits
+from zemosaicd.work.jobs import MakeMosaic, PhaseMade
+from zemosaicd.work.measuring import Tile, open_tile, overlaps_of
 from zemosaicd.work.mosaicfile import frames_table, images_of
 from zemosaicd.work.planfiles import read_plan
 from zemosaicd.work.store import publish
-from zemosaicd.work.tilefiles import ALPHA, PICTURE, WEIGHT, SlidingRows
 
 F32 = NDArray[np.float32]
-
-SUMS_BYTES = 8 << 20
-"""The sums of a band: small enough to stay in a processor's cache while its tiles are added."""
-LEAST_ROWS = 16
 
 
 def make_mosaic(job: MakeMosaic) -> PhaseMade:
@@ -53,19 +48,31 @@ def make_mosaic(job: MakeMosaic) -> PhaseMade:
     started = time.perf_counter()
     plan = read_plan(Path(job.plan_path))
     spec = next(m for m in plan.mosaics if m.name == job.name)
-    with ExitStack() as files:
-        grid, tiles = _tiles(plan, spec, job, files)
-        solution = solve_tiles(overlaps_of(tiles), [t.extent for t in tiles], spec.channels)
-        frames = _frames(plan, tiles, job.without)
-        rows = _band_rows(grid, spec.channels, job.settings)
-        small = _write(job, plan, spec, grid, tiles, solution, frames, rows)
+    threads = max(1, job.settings.threads)
+    with ExitStack() as files, ThreadPoolExecutor(threads) as pool:
+        grid, tiles = _tiles(plan, spec, job, files, pool)
+        solution = solve_tiles(overlaps_of(tiles, pool.map), [t.extent for t in tiles], spec.channels)
+        factor = max(1, -(-max(grid.width, grid.height) // job.settings.preview_max_px))
+        coadd = Coadd(
+            grid=grid,
+            channels=spec.channels,
+            tiles=tiles,
+            corrections=solution.tiles,
+            frames=_frames(plan, tiles, job.without),
+            mode=MODES[plan.mode],
+            rows=band_rows(grid, spec.channels, factor, job.settings.band_budget_bytes),
+            factor=factor,
+        )
+        with write_fits(Path(job.mosaic), images_of(job, spec, coadd), overwrite=True) as writer:
+            small = add_all(coadd, writer, threads)
+            writer.table("FRAMES", frames_table(coadd.frames, tiles))
     if job.settings.preview:
         _write_preview(Path(job.preview), small, job.settings.preview_max_px)
     figures = {
         "width": grid.width,
         "height": grid.height,
         "scale_arcsec": sphere.scale_arcsec(grid.wcs),
-        "predicted_mb": round(_band_bytes(grid, spec.channels, rows, tiles) / 1e6, 1),
+        "predicted_mb": round(coadd.band_bytes(threads) / 1e6, 1),
         "seams": _seams(solution, tiles),
         "photometry": _photometry(solution, tiles),
         "picture": _picture(small),
@@ -78,7 +85,9 @@ def make_mosaic(job: MakeMosaic) -> PhaseMade:
     )
 
 
-def _tiles(plan: Plan, spec: MosaicSpec, job: MakeMosaic, files: ExitStack) -> tuple[Grid, list[Tile]]:
+def _tiles(
+    plan: Plan, spec: MosaicSpec, job: MakeMosaic, files: ExitStack, pool: ThreadPoolExecutor
+) -> tuple[Grid, list[Tile]]:
     """The mosaic's grid, and the tiles on it, opened and surveyed."""
     specs = {t.tile: t for t in plan.tiles}
     made = sorted(job.tiles)
@@ -87,12 +96,14 @@ def _tiles(plan: Plan, spec: MosaicSpec, job: MakeMosaic, files: ExitStack) -> t
     grid = union((specs[number].grid for number, _ in made), spec.lattice)
     scratch = Path(job.plan_path).parent
     budget = job.settings.budget if MODES[plan.mode].takes_pictures else OWN_BUDGET
-    tiles = []
-    for number, path in made:
+
+    def opened(one: tuple[int, str]) -> Tile:
+        number, path = one
         tile = open_tile(specs[number], Path(path), grid, job.settings.feather_fraction, budget, scratch)
         files.callback(tile.file.close)
-        tiles.append(tile)
-    return grid, tiles
+        return tile
+
+    return grid, list(pool.map(opened, made))
 
 
 def _frames(plan: Plan, tiles: Sequence[Tile], without: Sequence[str]) -> list[FramePlan]:
@@ -145,112 +156,6 @@ def _photometry(solution: TileSolution, tiles: Sequence[Tile]) -> dict[str, Any]
         }
         for t, c in zip(tiles, solution.tiles, strict=True)
     }
-
-
-# --- the coadd, band by band ---------------------------------------------------------------------------------------
-
-
-def _band_bytes(grid: Grid, channels: int, rows: int, tiles: Sequence[Tile] = ()) -> int:
-    """Sums and output of a band, and the slabs of the tiles in it at the band where they are most."""
-    bands = [0] * (-(-grid.height // rows))
-    for t in tiles:
-        planes = channels + (channels if t.file.has(WEIGHT) else 0) + t.file.has(ALPHA)
-        for band in range(max(0, t.placement.box[1] // rows), min(len(bands), -(-t.placement.box[3] // rows))):
-            _, (first, last) = t.placement.columns_and_rows(band * rows, (band + 1) * rows)
-            bands[band] += (last - first + 2 * REACH) * t.file.width * planes * 4
-    return rows * grid.width * (channels * (8 * 3 + 4 * 2 + 4) + 4 + 16) + 2 * max(bands, default=0)
-
-
-def _band_rows(grid: Grid, channels: int, settings: MosaicSettings) -> int:
-    budget = min(SUMS_BYTES, settings.band_budget_bytes)
-    return max(LEAST_ROWS, min(grid.height, budget // (24 * channels * grid.width)))
-
-
-class _TileRows:
-    """What the bands take from one tile, one after the other."""
-
-    def __init__(self, tile: Tile, correction: TileCorrection) -> None:
-        self.tile, self._correction = tile, correction
-        self._ivar = inverse_variance(tile)
-        self._floor = np.array(tile.character.floor, np.float32)
-        names = [n for n in (PICTURE, WEIGHT, ALPHA) if n == PICTURE or tile.file.has(n)]
-        self._rows = {name: SlidingRows(tile.file, name) for name in names}
-
-    def add(self, sums: Sums, count: int, table: F32) -> Slab | None:
-        """Adds the tile's part of a band; returns what was read for it, None if it has no part in it."""
-        placement = self.tile.placement
-        _, (first, last) = placement.columns_and_rows(sums.row0, sums.row0 + count)
-        if first >= last:
-            return None
-        halo = 0 if placement.shift is not None else REACH
-        first, last = max(0, first - halo), min(placement.height, last + halo)
-        planes = {name: rows.get(first, last) for name, rows in self._rows.items()}
-        extra = {"weight": planes[WEIGHT]} if WEIGHT in planes else {}
-        extra |= {"alpha": planes[ALPHA][0]} if ALPHA in planes else {}
-        slab = Slab(pixels=planes[PICTURE], row0=first, feather_px=self.tile.feather_px, floor=self._floor, **extra)
-        sums.add(slab, placement, self._correction, self._ivar, table)
-        return slab
-
-    def over(self, row: int) -> bool:
-        """Whether no band from this row on needs the tile."""
-        return self.tile.placement.box[3] <= row
-
-    def close(self) -> None:
-        """Lets go of its rows and its file."""
-        self._rows.clear()
-        self.tile.file.release()
-
-
-def _write(
-    job: MakeMosaic,
-    plan: Plan,
-    spec: MosaicSpec,
-    grid: Grid,
-    tiles: Sequence[Tile],
-    solution: TileSolution,
-    frames: Sequence[FramePlan],
-    rows: int,
-) -> F32:
-    """Writes mosaic.fits; returns the picture reduced to the preview's size, (C, h, w)."""
-    factor = max(1, -(-max(grid.width, grid.height) // job.settings.preview_max_px))
-    rows = max(factor, rows // factor * factor)
-    mode = MODES[plan.mode]
-    coverage = FrameCount(tiles, frames, grid) if mode.counts_frames else None
-    waiting = sorted(
-        (_TileRows(t, c) for t, c in zip(tiles, solution.tiles, strict=True)), key=lambda t: t.tile.placement.box[1]
-    )
-    active: list[_TileRows] = []
-    small, table, sums = [], lanczos_table(), Sums(spec.channels, min(rows, grid.height), grid.width)
-    images = images_of(job, spec, grid, frames, tiles, mode)
-    with write_fits(Path(job.mosaic), images, overwrite=True) as writer:
-        for row0 in range(0, grid.height, rows):
-            count = min(rows, grid.height - row0)
-            while waiting and waiting[0].tile.placement.box[1] < row0 + count:
-                active.append(waiting.pop(0))
-            active.sort(key=lambda t: t.tile.spec.tile)  # sums are in the tiles' order, whatever the bands
-            sums.begin(row0, count)
-            for part in active:
-                slab = part.add(sums, count, table)
-                if coverage is not None and slab is not None:
-                    coverage.add(part.tile, slab, row0, count)
-            small.append(block_mean(_write_band(writer, sums, coverage), factor))
-            for part in [p for p in active if p.over(row0 + count)]:
-                part.close()
-                active.remove(part)
-        writer.table("FRAMES", frames_table(frames, tiles))
-    return np.concatenate(small, axis=1)
-
-
-def _write_band(writer: FitsWriter, sums: Sums, coverage: FrameCount | None) -> F32:
-    """Writes the band's rows of every picture; returns the picture's."""
-    picture, ivar = sums.finish()
-    flat = len(picture) == 1
-    writer.write("", sums.row0, picture[0] if flat else picture)
-    writer.write("WEIGHT", sums.row0, ivar[0] if flat else ivar)
-    if coverage is not None:
-        writer.write("COVERAGE", sums.row0, coverage.finish(sums.row0, len(sums.alpha)))
-    writer.write("ALPHA", sums.row0, sums.alpha)
-    return picture
 
 
 # --- Phase 6 -------------------------------------------------------------------------------------------------------

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import math
 import os
+import threading
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -53,6 +54,7 @@ class FitsWriter:
         self._file = file
         self._images = {image.name: image for image in images}
         self._offsets: dict[str, int] = {}
+        self._counting = threading.Lock()
         self._missing = {image.name: image.shape[-2] * _planes(image) for image in images}
         self.end = 0
         for image in images:
@@ -62,7 +64,7 @@ class FitsWriter:
             self.end += len(header) + padded(_image_bytes(image))
 
     def write(self, name: str, first_row: int, band: NDArray[Any]) -> None:
-        """Put rows first_row ... of a picture: band (h, W) or (C, h, W). Every row must be written exactly once."""
+        """Put rows first_row ... of a picture, band (h, W) or (C, h, W), from any thread. Every row must be written once."""
         image = self._images[name]
         stored, _, zero = STORED[image.dtype]
         planes = band[np.newaxis] if band.ndim == 2 else band
@@ -77,7 +79,8 @@ class FitsWriter:
             place = self._offsets[name] + (plane * height + first_row) * row_bytes
             _pwrite(self._file, np.ascontiguousarray(pixels, dtype=stored).data.cast("B"), place)
             start_writeback(self._file.fileno(), place, rows * row_bytes)
-        self._missing[name] -= rows * len(planes)
+        with self._counting:
+            self._missing[name] -= rows * len(planes)
 
     def table(self, name: str, columns: Mapping[str, ArrayLike]) -> None:
         """Append a binary table; numbers become 64-bit, texts ASCII, booleans logicals. All columns equally long."""

@@ -7,9 +7,10 @@ it overlaps others, for the block medians and stars of `science.overlaps`. Nothi
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -143,8 +144,8 @@ def _feather(file: TileFile, feather_px: float) -> None:
 # --- overlaps ------------------------------------------------------------------------------------------------------
 
 
-def overlaps_of(tiles: Sequence[Tile]) -> list[Overlap]:
-    """What every pair of tiles that share sky has in common."""
+def overlaps_of(tiles: Sequence[Tile], mapped: Callable[..., Iterable[Any]] = map) -> list[Overlap]:
+    """What every pair of tiles that share sky has in common. `mapped`: `map`, or a pool's, for the tiles."""
     pairs = list(_pairs([t.placement.box for t in tiles]))
     block = _block_px(pairs, [t.placement.box for t in tiles])
     aperture = _aperture_px(tiles)
@@ -152,9 +153,11 @@ def overlaps_of(tiles: Sequence[Tile]) -> list[Overlap]:
     for i, j, box in pairs:
         neighbours[i].append(box)
         neighbours[j].append(box)
-    samples = [
-        _sample(t, boxes, block, aperture) if boxes else None for t, boxes in zip(tiles, neighbours, strict=True)
-    ]
+
+    def sample(tile: Tile, boxes: list[Box]) -> TileSample | None:
+        return _sample(tile, boxes, block, aperture) if boxes else None
+
+    samples = list(mapped(sample, tiles, neighbours))
     found = []
     for i, j, _ in pairs:
         a, b = samples[i], samples[j]

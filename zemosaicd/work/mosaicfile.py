@@ -14,18 +14,18 @@ from zemosaicd import __version__, sphere
 from zemosaicd.core.cards import text
 from zemosaicd.core.modes import Mode
 from zemosaicd.model import FramePlan, Grid, MosaicSpec
+from zemosaicd.work.coadding import Coadd
 from zemosaicd.work.fitswrite import ImageSpec
 from zemosaicd.work.jobs import MakeMosaic
 from zemosaicd.work.measuring import Tile
 
 
-def images_of(
-    job: MakeMosaic, spec: MosaicSpec, grid: Grid, frames: Sequence[FramePlan], tiles: Sequence[Tile], mode: Mode
-) -> list[ImageSpec]:
+def images_of(job: MakeMosaic, spec: MosaicSpec, coadd: Coadd) -> list[ImageSpec]:
     """The pictures of mosaic.fits."""
+    grid, mode = coadd.grid, coadd.mode
     shape = (grid.height, grid.width)
     cube = (spec.channels, *shape) if spec.channels > 1 else shape
-    cards = _cards(job, spec, frames, tiles, mode)
+    cards = _cards(job, spec, coadd.frames, coadd.tiles, mode)
     if spec.channels == 3:
         cards["CTYPE3"] = ("RGB", "planes are red, green, blue")
     images = [

@@ -8,6 +8,7 @@ BLANK, or, in floating-point pictures that have many, exact zeros.
 
 from __future__ import annotations
 
+import copy
 import os
 import tempfile
 from dataclasses import dataclass
@@ -109,6 +110,12 @@ class TileFile:
         if self.zero_is_empty and name == PICTURE:
             pixels[pixels == 0.0] = np.nan
         return pixels
+
+    def again(self) -> TileFile:
+        """The same tile for another reader, which may release it and must not close it."""
+        other = copy.copy(self)
+        other._descriptor = -1
+        return other
 
     def release(self) -> None:
         """Closes the file until it is asked for again."""
