@@ -125,7 +125,8 @@ def place(transform: Transform, box: Box, width: int, height: int) -> Placement:
 
 @njit(cache=True, nogil=True)
 def _spans(nodes: Numbers, width: int, height: int, reach: int) -> NDArray[np.int64]:
-    """`Placement.spans`. `reach`: more image pixels than lie between a node and the farthest corner of its cells."""
+    """`Placement.spans`. `reach`: more image pixels than lie between a node and the farthest corner of its cells, so
+    that all corners of a cell that touches the image are near, and what lies in it lies between their rows."""
     _, rows, columns = nodes.shape
     spans = np.empty((rows, 4), np.int64)
     for j in range(rows):
@@ -134,8 +135,8 @@ def _spans(nodes: Numbers, width: int, height: int, reach: int) -> NDArray[np.in
             x, y = nodes[0, j, i], nodes[1, j, i]
             if -reach < x < width + reach and -reach < y < height + reach:
                 spans[j, 0], spans[j, 1] = min(spans[j, 0], i), i + 1
-                spans[j, 2] = min(spans[j, 2], math.floor(y) - reach)
-                spans[j, 3] = max(spans[j, 3], math.ceil(y) + reach + 1)
+                spans[j, 2] = min(spans[j, 2], math.floor(y))
+                spans[j, 3] = max(spans[j, 3], math.ceil(y) + 1)
     return spans
 
 

@@ -27,7 +27,8 @@ F32 = NDArray[np.float32]
 
 SUMS_BYTES = 8 << 20
 """The sums of a band: small enough to stay in a processor's cache while its tiles are added."""
-LEAST_ROWS = 16
+LEAST_ROWS = 64
+"""But not so few rows that what bands share of a tile's rows costs more than the bands."""
 LEAST_BANDS = 2
 """A thread that has fewer bands than this to make is not worth its start."""
 
@@ -65,7 +66,8 @@ class Coadd:
 
 def band_rows(grid: Grid, channels: int, factor: int, budget_bytes: int) -> int:
     """Rows of a band: whole rows of the preview, and so few that the sums stay in a cache."""
-    rows = max(LEAST_ROWS, min(grid.height, min(SUMS_BYTES, budget_bytes) // (24 * channels * grid.width)))
+    row = 24 * channels * grid.width
+    rows = max(1, min(grid.height, max(LEAST_ROWS, SUMS_BYTES // row), budget_bytes // row))
     return max(factor, rows // factor * factor)
 
 

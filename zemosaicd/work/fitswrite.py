@@ -64,7 +64,7 @@ class FitsWriter:
             self.end += len(header) + padded(_image_bytes(image))
 
     def write(self, name: str, first_row: int, band: NDArray[Any]) -> None:
-        """Put rows first_row ... of a picture, band (h, W) or (C, h, W), from any thread; each row must be written once."""
+        """Put rows first_row ... of a picture: (h, W) or (C, h, W), from any thread. Each row must be written exactly once."""
         image = self._images[name]
         stored, _, zero = STORED[image.dtype]
         planes = band[np.newaxis] if band.ndim == 2 else band
