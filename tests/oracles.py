@@ -232,3 +232,22 @@ def _described(plane: Array, own: NDArray[np.int64], half: float) -> list[float]
     spread = np.cov(core.T, aweights=light, ddof=0) if len(core) > 1 else np.zeros((2, 2))
     minor, major = np.sqrt(np.linalg.eigvalsh(spread) + 1 / 12)
     return [x, y, values.sum(), len(own), major, minor, len(core)]
+
+
+def lanczos(t: float) -> float:
+    """Lanczos-3 at distance t."""
+    return float(np.sinc(t) * np.sinc(t / 3)) if abs(t) < 3 else 0.0
+
+
+def catmull_rom(t: float) -> float:
+    """Keys' kernel with a = -0.5."""
+    return keys(-0.5, t)
+
+
+def kernel_at(plane: NDArray[np.float32], x: float, y: float, kernel: Callable[[float], float]) -> float:
+    """A plane's value at (x, y): 6x6 pixels weighted by a separable kernel, the weights of each axis of sum 1."""
+    ix, iy = math.floor(x), math.floor(y)
+    across = [kernel(x - ix - i) for i in range(-2, 4)]
+    down = [kernel(y - iy - j) for j in range(-2, 4)]
+    total = sum(down[j] * across[i] * float(plane[iy + j - 2, ix + i - 2]) for j in range(6) for i in range(6))
+    return total / (sum(across) * sum(down))

@@ -332,6 +332,7 @@ class Plan:
     """Phase 2's result: a pure function of the closed set of frames and the configuration.
 
     `fixed_pixels`: flat indices of the pixels of a sensor (FrameFacts.sensor) that are hot whatever the sky.
+    `mode`: a row of core.modes. `made`: tiles that lie there already, number -> path; they are the user's.
     """
 
     frames: dict[FrameId, FramePlan]
@@ -346,6 +347,8 @@ class Plan:
     disk_bytes: int = 0
     memory_bytes: int = 0
     figures: dict[str, float | None] = field(default_factory=dict)
+    mode: str = "classic"
+    made: dict[int, str] = field(default_factory=dict)
 
 
 class ArtefactKind(StrEnum):

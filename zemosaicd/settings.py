@@ -60,7 +60,9 @@ class Watch:
 class Session:
     """Which frames belong together, and when a session is complete."""
 
-    mode: Literal["auto", "classic"] = key("auto", "How the mosaic is made: by master tiles.")
+    mode: Literal["auto", "classic", "existing"] = key(
+        "auto", "How the mosaic is made: from raw frames by master tiles (classic, auto), or of tiles that exist."
+    )
     quiet_min: float = key(60.0, "A session closes when no frame has come for so long.", unit="min", low=0, high=10080)
     marker: str = key(
         ".done", "A file of this name in the folder closes the session; empty: none.", pattern=r"[^/\x00]*",

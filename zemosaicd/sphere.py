@@ -98,9 +98,12 @@ def sky_matrix(wcs: Wcs) -> Matrix:
 
 
 def homography(source: Wcs, target: Wcs) -> Matrix:
-    """The matrix that takes 0-based pixels of `source` to 0-based pixels of `target`."""
+    """The matrix that takes 0-based pixels of `source` to 0-based pixels of `target`.
+
+    Its w is positive for pixels that `target`'s tangent plane can hold, negative for those on its far side.
+    """
     h = multiply(inverse(sky_matrix(target)), sky_matrix(source))
-    return tuple(v / h[8] for v in h)  # type: ignore[return-value]
+    return tuple(v / abs(h[8]) for v in h)  # type: ignore[return-value]
 
 
 def pixel_to_sky(wcs: Wcs, x: float, y: float) -> Vector:

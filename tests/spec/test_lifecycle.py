@@ -626,3 +626,63 @@ def test_P_a_journal_survives_its_own_text() -> None:
     whole = journal_of(SCRIPT)
     back = [codec.loads(type(e), codec.dumps(e)) for e in whole]
     assert repr(fold(S, back)) == repr(fold(S, whole))
+
+
+# --- a mode is a row of data (D4, D5)
+
+
+def tiles_opened() -> ev.SessionOpened:
+    """A session of tiles that exist."""
+    return ev.SessionOpened(session=S, night="2026-11-20", target="M42", mode="existing")
+
+
+def plan_of_made_tiles() -> Plan:
+    """Two tiles that lie there."""
+    tiles = tuple(
+        TileSpec(
+            tile=n, mosaic="J", group=f"J-{n}", frames=(f"t{n}",), reference=f"t{n}", grid=GRID, channels=1,
+            mount_mode=MountMode.UNKNOWN,
+        )
+        for n in (1, 2)
+    )  # fmt: skip
+    mosaic = MosaicSpec(name="J", filter_name="J", channels=1, lattice=GRID.wcs, tiles=(1, 2))
+    made = {1: "/in/0", 2: "/in/1"}
+    return Plan(frames={}, tiles=tiles, mosaics=(mosaic,), mode="existing", made=made)
+
+
+def test_D4_tiles_that_exist_need_no_phases_1_to_3() -> None:
+    """Closed, they are planned with at once; planned and done, the mosaic is next; nothing is ever prepared."""
+    events: list[ev.Event] = [tiles_opened(), assigned(0), assigned(1)]
+    state = fold(S, events)
+    assert state.phase == "0"
+    assert lifecycle.frames_due(state) == []
+    lifecycle.apply(state, closed())
+    assert due(state) == [MakePlan(session=S, revision=1)]
+    assert state.phase == "4"
+    plan = plan_of_made_tiles()
+    lifecycle.apply(state, ev.SessionPlanned(session=S, revision=1, plan=plan, key="k"))
+    for tile, path in plan.made.items():
+        lifecycle.apply(state, ev.TileDone(session=S, revision=1, tile=tile, path=path, frames_used=1))
+    assert due(state) == [MakeMosaic(session=S, revision=1, mosaic="J")]
+    assert state.phase == "5"
+    assert state.manifest == {}
+
+
+def test_D4_a_late_tile_opens_the_next_revision() -> None:
+    """What comes while the mosaic is made waits for it to be over, as a late frame does."""
+    state = fold(S, [tiles_opened(), assigned(0), closed(), assigned(1)])
+    assert lifecycle.has_late_frames(state)
+    reason = Reason(rule="unchanged")
+    lifecycle.apply(state, ev.SessionEnded(session=S, revision=1, outcome="unchanged", reason=reason))
+    lifecycle.apply(state, ev.SessionCleaned(session=S, revision=1, removed=0, kept=0, outcome="unchanged"))
+    assert not state.closed
+    assert set(state.frames) == {"/in/0", "/in/1"}
+
+
+def test_D5_a_session_follows_its_mode() -> None:
+    """A user who asks for the other mode gets it: frames are due when they are to be prepared, and not otherwise."""
+    state = fold(S, [tiles_opened(), assigned(0), assigned(1)])
+    lifecycle.apply(state, replace(tiles_opened(), mode="classic"))
+    assert len(lifecycle.frames_due(state)) == 2
+    lifecycle.apply(state, tiles_opened())
+    assert lifecycle.frames_due(state) == []

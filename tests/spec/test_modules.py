@@ -108,3 +108,14 @@ def test_kernels_say_shape_and_unit() -> None:
             if arrays and not re.search(r"\([^)]*[,\w]\)|float|bool|uint|px|ADU|degree|arcsec", text):
                 silent.append(f"{path.name}: {name}")
     assert silent == []
+
+
+@each_module
+def test_kernels_have_no_linear_algebra(path: Path) -> None:
+    """numba would ask scipy for it; workers start without (work.jobs.start_kernels)."""
+    for node in functions(path):
+        if any("njit" in ast.unparse(mark) for mark in node.decorator_list):
+            inside = list(ast.walk(node))
+            assert not any(isinstance(n, ast.BinOp) and isinstance(n.op, ast.MatMult) for n in inside), node.name
+            names = {n.attr for n in inside if isinstance(n, ast.Attribute)}
+            assert not names & {"linalg", "dot", "vdot", "matmul"}, node.name

@@ -9,6 +9,7 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import Any
 
+from zemosaicd.core.modes import DEFAULT
 from zemosaicd.model import Artefact, ArtefactKind, Fingerprint, FrameFacts, Plan, PreparedFrame, Reason
 
 
@@ -21,7 +22,8 @@ class Event:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class SessionOpened(Event):
-    """The first frame of a night and target was seen. `scope` says what the session takes in (core.sessions)."""
+    """The first frame of a night and target was seen; what the session takes in (core.sessions), and how a mosaic is
+    made of it (`mode`: a row of core.modes). Recorded again when a user changes that."""
 
     night: str
     target: str
@@ -32,6 +34,7 @@ class SessionOpened(Event):
     whole_folder: str = ""
     settings: dict[str, Any] = field(default_factory=dict)
     opened_at: float = 0.0
+    mode: str = DEFAULT
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -52,7 +52,7 @@ def facts(cards: Cards, name: str = "", *, masters: bool = False) -> FrameFacts:
         width=width,
         height=height,
         planes=planes,
-        bayer=_bayer(cards, height) if planes == 1 else "",
+        bayer=_bayer(cards, height) if planes == 1 and not masters else "",
         exposure_s=max(0.0, number(cards, "EXPTIME", "EXPOSURE") or 0.0),
         gain=_gain(cards),
         electrons_per_adu=positive(cards, "EGAIN"),

@@ -34,6 +34,7 @@ from zemosaicd.core.events import (
     TileDone,
     TileFailed,
 )
+from zemosaicd.core.modes import DEFAULT, MODES, Mode
 from zemosaicd.model import (
     Artefact,
     ArtefactKind,
@@ -80,6 +81,11 @@ class SessionState:
     last_key: str = ""
 
     @property
+    def mode(self) -> Mode:
+        """How this session becomes a mosaic."""
+        return MODES[self.opened.mode if self.opened else DEFAULT]
+
+    @property
     def plan(self) -> Plan | None:
         """This revision's plan, once Phase 2 is done."""
         return self.planned.plan if self.planned else None
@@ -100,9 +106,9 @@ class SessionState:
         if self.outcome:
             return ""
         if not self.closed or self.preparing:
-            return "1"
+            return "1" if self.mode.prepares else "0"
         if self.planned is None:
-            return "2"
+            return self.mode.plan_phase
         if pending_tiles(self):
             return "3"
         return "5" if len(self.published) < len(self.planned.plan.mosaics) else "7"
@@ -174,6 +180,7 @@ def apply(state: SessionState, event: Event) -> None:
     match event:
         case SessionOpened():
             state.opened = event
+            _follow_mode(state)
         case FrameAssigned() | FrameRejected() | FramePrepared() | FrameRemoved():
             _apply_to_frame(state, event)
         case ArtefactMade():
@@ -195,7 +202,8 @@ def _apply_to_frame(state: SessionState, event: FrameAssigned | FrameRejected | 
             if event.path in state.closed_set and (state.planned is not None or not state.preparing):
                 state.closed_set -= {event.path}  # changed in Phase 2 or later: it belongs to the next revision
             state.frames[event.path] = FrameRecord(event.fingerprint, event.facts)
-            state.unprepared[event.path] = None
+            if state.mode.prepares:
+                state.unprepared[event.path] = None
         case FrameRejected():
             record = state.frames.get(event.path)
             if record is not None and record.fingerprint == event.fingerprint:
@@ -210,6 +218,12 @@ def _apply_to_frame(state: SessionState, event: FrameAssigned | FrameRejected | 
             state.frames.pop(event.path, None)
             state.unprepared.pop(event.path, None)
             state.closed_set -= {event.path}
+
+
+def _follow_mode(state: SessionState) -> None:
+    """What still waits for Phase 1 in the session's mode, which a user may change between two revisions."""
+    waiting = (p for p, r in state.frames.items() if r.prepared is None and r.rejected is None)
+    state.unprepared = dict.fromkeys(waiting) if state.mode.prepares else {}
 
 
 def _apply_result(state: SessionState, event: Event) -> None:
@@ -274,7 +288,7 @@ def _rest(state: SessionState, outcome: str) -> None:
         state.last_published |= state.published
         state.last_key = state.planned.key if state.planned and outcome == "done" and _whole(state) else ""
     state.outcome = outcome
-    if any(p not in state.closed_set for p in state.unprepared):
+    if has_late_frames(state):
         _reopen(state)
 
 
@@ -295,6 +309,12 @@ def fold(session: str, events: Iterable[Event]) -> SessionState:
     for event in events:
         apply(state, event)
     return state
+
+
+def has_late_frames(state: SessionState) -> bool:
+    """Whether something came that was not in the closed set: it waits for the next revision."""
+    arrived = state.unprepared if state.mode.prepares else (p for p, r in state.frames.items() if r.rejected is None)
+    return any(path not in state.closed_set for path in arrived)
 
 
 # --- what is due ---------------------------------------------------------------------------------------------------
@@ -338,7 +358,7 @@ def due(state: SessionState) -> list[Instruction]:
 
 
 def _plan_or_end(state: SessionState) -> Instruction:
-    if any(state.frames[p].prepared for p in state.closed_set):
+    if any(_usable(state, state.frames[p]) for p in state.closed_set):
         return MakePlan(session=state.session, revision=state.revision)
     reason = Reason(
         rule="no_usable_frames",
@@ -347,6 +367,11 @@ def _plan_or_end(state: SessionState) -> Instruction:
         message=f"none of {len(state.closed_set)} frames could be used",
     )
     return End(session=state.session, revision=state.revision, outcome="empty", reason=reason)
+
+
+def _usable(state: SessionState, record: FrameRecord) -> bool:
+    """Whether there is something to plan with: a prepared frame, or what needs no preparation and was not refused."""
+    return record.prepared is not None if state.mode.prepares else record.rejected is None
 
 
 def _after_plan(state: SessionState, plan: Plan) -> list[Instruction]:

@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from zemosaicd import sphere
 from zemosaicd.core import mount
@@ -224,36 +224,45 @@ def _area(box: Box) -> int:
     return (box[2] - box[0]) * (box[3] - box[1])
 
 
-def _together(groups: list[list[FramePlan]], settings: PlanSettings) -> tuple[list[list[FramePlan]], list[LeftOut]]:
+def together(groups: list[list[FramePlan]], settings: PlanSettings) -> tuple[list[list[FramePlan]], list[LeftOut]]:
     """Drops pointings so far from the rest that the mosaic would be nearly all empty (a wrong field, a slew)."""
     left_out: list[LeftOut] = []
     groups = list(groups)
-    while len(groups) > 1:
-        main = sphere.mean_direction(sphere.centre_of(_grid(f)) for f in max(groups, key=len))
-        away = [sphere.separation_deg(main, sphere.centre_of(_grid(g[0]))) for g in groups]
-        reason = _too_wide(groups, max(away), settings)
-        if reason is None:
-            break
+    while len(groups) > 1 and (reason := _too_wide(groups, settings)) is not None:
+        centres = [sphere.mean_direction(sphere.centre_of(_grid(f)) for f in g) for g in groups]
+        main = _main(groups, centres)
+        away = [sphere.separation_deg(main, c) for c in centres]
         farthest = groups.pop(away.index(max(away)))
-        left_out += [LeftOut(frame=f.frame, path=f.path, reason=reason) for f in farthest]
+        message = f"{max(away):.2f} deg from the other frames: {reason.message}"
+        value = reason.value if reason.value is not None else round(max(away), 2)
+        far = replace(reason, value=value, message=message)
+        left_out += [LeftOut(frame=f.frame, path=f.path, reason=far) for f in farthest]
     return groups, left_out
 
 
-def _too_wide(groups: Sequence[Sequence[FramePlan]], away_deg: float, settings: PlanSettings) -> Reason | None:
-    """Why these pointings make no mosaic together, the farthest of them being `away_deg` from the rest; or None."""
+def _main(groups: Sequence[Sequence[FramePlan]], centres: Sequence[sphere.Vector]) -> sphere.Vector:
+    """The centre of the largest group; of several such, of the one that has most of the others about it."""
+    largest = max(len(g) for g in groups)
+
+    def remoteness(centre: sphere.Vector) -> float:
+        return sorted(sphere.separation_deg(centre, c) for c in centres)[len(centres) // 2]
+
+    return min((c for g, c in zip(groups, centres, strict=True) if len(g) == largest), key=remoteness)
+
+
+def _too_wide(groups: Sequence[Sequence[FramePlan]], settings: PlanSettings) -> Reason | None:
+    """Why these pointings make no mosaic together; None if they do."""
     frames = [f for g in groups for f in g]
     box = window(frames, lattice(frames, settings.orientation))
-    where = f"{away_deg:.2f} deg from the other frames"
     if box is None:
-        message = f"{where}: no tangent plane holds them all"
-        return Reason(rule="far_from_target", value=round(away_deg, 2), threshold=90.0, message=message)
+        return Reason(rule="far_from_target", value=None, threshold=90.0, message="no tangent plane holds them all")
     area = _area(box)
     ratio = area / sum(g[0].facts.width * g[0].facts.height for g in groups)
     if ratio > settings.sparse_limit:
-        message = f"{where}: the mosaic would be {ratio:.0f} times its tiles' area"
+        message = f"the mosaic would be {ratio:.0f} times its tiles' area"
         return Reason(rule="far_from_target", value=round(ratio, 1), threshold=settings.sparse_limit, message=message)
     if area > settings.max_mosaic_pixels:
-        message = f"{where}: the mosaic would have {area} pixels"
+        message = f"the mosaic would have {area} pixels"
         return Reason(rule="far_from_target", value=area, threshold=settings.max_mosaic_pixels, message=message)
     return None
 
@@ -271,7 +280,7 @@ def make_plan(frames: Iterable[FramePlan], left_out: Sequence[LeftOut], settings
         groups: list[list[FramePlan]] = []
         for kind in sorted({kind_of(f) for f in members}):
             groups += pointings([f for f in members if kind_of(f) == kind], settings)
-        groups, far = _together(groups, settings)
+        groups, far = together(groups, settings)
         small = [g for g in groups if len(g) < settings.min_frames]
         dropped += far + [_too_few(f, len(g), settings.min_frames) for g in small for f in g]
         groups = [g for g in groups if len(g) >= settings.min_frames]
@@ -299,7 +308,7 @@ def make_plan(frames: Iterable[FramePlan], left_out: Sequence[LeftOut], settings
         contains_altaz=counts[MountMode.ALT_AZ] > 0,
         altaz_cleanup=enabled,
         altaz_decision=decision,
-        disk_bytes=_disk_bytes(tiles, mosaics),
+        disk_bytes=disk_bytes(tiles, mosaics),
         memory_bytes=max((window_bytes(t, window_of(t, settings.band_budget_bytes)) for t in tiles), default=0),
     )
 
@@ -316,7 +325,7 @@ def _tiles(groups: list[list[FramePlan]], base: Wcs, mosaic: str, first: int, se
         for start, stop in batches(len(group), settings.batch_cap, settings.batch_overlap):
             part = group[start:stop]
             box = window(part, base)
-            if box is None:  # _together keeps groups on the near side
+            if box is None:  # together() keeps groups on the near side
                 raise ValueError("a group lies on the far side of its own tangent plane")
             tiles.append(
                 TileSpec(
@@ -338,7 +347,8 @@ def tile_bytes(grid: Grid, channels: int) -> int:
     return grid.width * grid.height * (8 * channels + 8) + 64 * 2880
 
 
-def _disk_bytes(tiles: Sequence[TileSpec], mosaics: Sequence[MosaicSpec]) -> int:
+def disk_bytes(tiles: Sequence[TileSpec], mosaics: Sequence[MosaicSpec]) -> int:
+    """Size on disk of tiles and mosaics together."""
     total = sum(tile_bytes(t.grid, t.channels) for t in tiles)
     for m in mosaics:
         total += tile_bytes(union((t.grid for t in tiles if t.tile in m.tiles), m.lattice), m.channels)

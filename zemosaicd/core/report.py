@@ -61,7 +61,7 @@ def build_report(
         {
             "session": state.session,
             "revision": state.revision,
-            "mode": "classic",
+            "mode": plan.mode,
             "mosaic": spec.name,
             "key": state.planned.key,
             "frames": _frames(state, plan, spec, refused or {}),
@@ -166,7 +166,8 @@ def _phases(state: SessionState, cost: Mapping[str, float]) -> dict[str, Any]:
         "peak_rss_mb": plan.figures.get("peak_rss_mb") if plan else None,
         "predicted_mb": None,
     }
-    return {"1": first, "2": second, "3": third, "5": dict(cost)}
+    phases = {"1": first, state.mode.plan_phase: second, "3": third, "5": dict(cost)}
+    return {phase: costs for phase, costs in phases.items() if phase in state.mode.phases}
 
 
 def plain_numbers(value: Any) -> Any:

@@ -37,7 +37,8 @@ ROUNDS = 3
 HUBER = 2.0
 RIDGE = 1e-7
 LEAST_BLOCKS = 12
-LEAST_FRAMES = 4
+LEAST_FRAMES = 8
+"""Of fewer, halves can agree by chance."""
 SIGNIFICANT = 2.5
 """An illumination counts if it is so many times half of what the session's halves make it differ (who know less of it
 than the whole session does, so that this is a cautious measure) ..."""
@@ -269,7 +270,7 @@ def _fit_plane(value: F64, weight: F64, basis: F64, plane: F64, off: F64) -> Non
                 right[p] += w * basis[b, p] * value[b]
                 for q in range(3):
                     normal[p, q] += w * basis[b, p] * basis[b, q]
-        plane[:] = np.linalg.solve(normal, right)
+        _solve_by_cofactors(normal, right, plane)
         for j in range(len(good)):
             b = good[j]
             off[b] = (value[b] - (basis[b] * plane).sum()) * math.sqrt(weight[b])
@@ -277,6 +278,21 @@ def _fit_plane(value: F64, weight: F64, basis: F64, plane: F64, off: F64) -> Non
         scale = max(1.4826 * float(np.median(size)), 1e-12) * HUBER
         for j in range(len(good)):
             pull[j] = min(1.0, scale / max(size[j], 1e-12))
+
+
+@njit(cache=True, nogil=True)
+def _solve_by_cofactors(a: F64, right: F64, out: F64) -> None:
+    """Solves a symmetric system of three (Cramer's rule); infinite where it has no solution."""
+    cofactor = np.empty((3, 3))
+    for p in range(3):
+        for q in range(3):
+            i, j, k, n = (p + 1) % 3, (p + 2) % 3, (q + 1) % 3, (q + 2) % 3
+            cofactor[p, q] = a[i, k] * a[j, n] - a[i, n] * a[j, k]
+    determinant = (a[0] * cofactor[0]).sum()
+    out[:] = np.inf
+    if determinant != 0.0:
+        for p in range(3):
+            out[p] = (cofactor[:, p] * right).sum() / determinant
 
 
 def _huber(off: F64) -> F64:

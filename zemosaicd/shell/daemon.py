@@ -22,6 +22,7 @@ from zemosaicd.core import lifecycle
 from zemosaicd.core.events import Event, FrameRemoved, SessionClosed
 from zemosaicd.core.intake import IntakeRules
 from zemosaicd.core.lifecycle import SessionState
+from zemosaicd.core.modes import mode_named
 from zemosaicd.core.sessions import CloseCause, Closing, closing
 from zemosaicd.model import Fingerprint
 from zemosaicd.settings import Config
@@ -120,13 +121,14 @@ class Daemon:
                 set_mode(folder, FOLDER_MODE)
 
     def _make_executor(self) -> Executor:
-        table = self.config.executor
+        table, mode = self.config.executor, mode_named(self.config.session.mode)
         if table.kind == "inline":
             return Inline()
         return Pool(
             table.workers or os.cpu_count() or 1,
             memory_bytes=table.memory_mb * 1_000_000,
-            warm_up="zemosaicd.work.jobs:warm_up",
+            warm_up=f"zemosaicd.work.jobs:{mode.warm_up}",
+            eager=self._once is None or mode.many_jobs,
             numba_cache_dir=str(self.layout.kernels),
             on_death=self._on_death,
         )
@@ -286,8 +288,9 @@ class Daemon:
         gone = await asyncio.to_thread(lambda: [p for p in state.frames if not os.path.lexists(p)])
         events: list[Event] = [FrameRemoved(session=state.session, path=path) for path in gone]
         settings = await parts.intake.settings_of_folder(self._once.folder if self._once else "")
-        if state.opened is not None and state.opened.settings != settings:
-            events.append(replace(state.opened, settings=settings))
+        mode = parts.configs.mode(settings).name
+        if state.opened is not None and (state.opened.settings, state.opened.mode) != (settings, mode):
+            events.append(replace(state.opened, settings=settings, mode=mode))
         if events:
             self._log.info("session_follows_folder", session=state.session, removed=len(gone))
             await parts.engine.record(*events)
@@ -344,7 +347,7 @@ class Daemon:
             self._log.warning("session_unknown", session=session)
             return
         state = parts.engine.load(session)
-        if state.closed and any(path not in state.closed_set for path in state.unprepared):
+        if state.closed and lifecycle.has_late_frames(state):
             self._close_next[session] = cause  # meant for the frames that wait for the next revision
         asked = cause in (CloseCause.PROCESS, CloseCause.COMMAND)
         if (state.closed and not (asked and state.resting)) or not state.frames:

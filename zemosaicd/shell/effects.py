@@ -44,6 +44,7 @@ from zemosaicd.shell.engine import Engine
 from zemosaicd.shell.executors import Job
 from zemosaicd.shell.layout import Layout
 from zemosaicd.shell.log import Logger
+from zemosaicd.shell.planners import PLANNERS
 from zemosaicd.shell.rebuild import Rebuilder
 from zemosaicd.shell.retention import clean_session
 from zemosaicd.shell.sessions import SessionConfigs
@@ -154,26 +155,20 @@ class Effects:
     # --- Phase 2 ---------------------------------------------------------------------------------------------------
 
     async def _plan(self, state: SessionState) -> None:
-        session, revision = state.session, state.revision
-        config = self._configs.of(state)
-        self._log.info("PHASE_UPDATE", session=session, phase="2")
-        frames_file, plan_file = self._layout.frames_file(session, revision), self._layout.plan_file(session, revision)
+        session, revision, config = state.session, state.revision, self._configs.of(state)
+        planner = PLANNERS[state.mode.planner]
+        self._log.info("PHASE_UPDATE", session=session, phase=state.mode.plan_phase)
+        request_file, plan_file = self._layout.frames_file(session, revision), self._layout.plan_file(session, revision)
         await self._engine.record(
             *(
                 ArtefactMade(session=session, artefact=Artefact(path=str(p), kind=ArtefactKind.SCRATCH))
-                for p in (frames_file, plan_file)
+                for p in (request_file, plan_file)
             )
         )
-        request = planfiles.PlanRequest(
-            frames=tuple(r.prepared for _, r in sorted(state.frames.items()) if r.prepared is not None),
-            settings=self._configs.plan_settings(config),
-            mount_mode=config.session.mount_mode,
-        )
-        counts = mount.summary(mount.frame_mode(r.facts, config.session.mount_mode) for r in state.frames.values())
-        job = jobs.PlanSession(frames_path=str(frames_file), plan_path=str(plan_file))
+        request, job = planner.request(state, config), planner.job(request_file, plan_file)
 
         async def attempt() -> jobs.PhaseMade:
-            await asyncio.to_thread(planfiles.write_request, request, frames_file)
+            await asyncio.to_thread(planfiles.write_request, request, request_file)
             made: jobs.PhaseMade = await self._run(job, TILES_AFTER)
             return made
 
@@ -183,22 +178,22 @@ class Effects:
         except Exception as error:  # noqa: BLE001 - reported as the session's failure
             await self._fail(state, error)
             return
-        outputs.log_notes(self._log, session, (*made.notes, *mount.decision_notes(counts, plan.altaz_decision)))
+        outputs.log_notes(self._log, session, (*made.notes, *planner.notes(state, config, plan)))
         key = outputs.content_key(plan, self._configs.content(config))
         if key == state.last_key and outputs.all_there(state.last_published, self._layout.output):
             where = next(iter(state.last_published.values())).path
             reason = Reason(rule="unchanged", value=where, message=f"the same frames and settings as before: {where}")
             await self._end(state, "unchanged", reason)
             return
-        tiles = [
-            ArtefactMade(
-                session=session,
-                artefact=Artefact(path=str(self._layout.master_tile(session, t.tile)), kind=ArtefactKind.MASTER_TILE),
-            )
-            for t in plan.tiles
-        ]
         outputs.log_plan(self._log, session, plan, made)
-        await self._engine.record(*tiles, SessionPlanned(session=session, revision=revision, plan=plan, key=key))
+        planned = SessionPlanned(session=session, revision=revision, plan=plan, key=key)
+        await self._engine.record(*self._to_make(session, plan), planned, *made_tiles(session, revision, plan))
+
+    def _to_make(self, session: str, plan: Plan) -> list[ArtefactMade]:
+        """The manifest's lines for tiles that are yet to be made; those that lie there are nobody's to delete (P9)."""
+        paths = [str(self._layout.master_tile(session, t.tile)) for t in plan.tiles if t.tile not in plan.made]
+        artefacts = (Artefact(path=path, kind=ArtefactKind.MASTER_TILE) for path in paths)
+        return [ArtefactMade(session=session, artefact=artefact) for artefact in artefacts]
 
     # --- Phase 3 ---------------------------------------------------------------------------------------------------
 
@@ -249,7 +244,8 @@ class Effects:
         plan = _plan_of(state)
         spec = next(m for m in plan.mosaics if m.name == name)
         for phase in ("4", "5"):
-            self._log.info("PHASE_UPDATE", session=session, phase=phase)
+            if phase != state.mode.plan_phase:
+                self._log.info("PHASE_UPDATE", session=session, phase=phase)
 
         async def attempt() -> tuple[jobs.PhaseMade, dict[str, object], Path]:
             folder = await asyncio.to_thread(self._layout.output_folder, state, plan, spec)  # each time: it may be away
@@ -357,6 +353,22 @@ class Effects:
         done = outputs.done_fields(state, outcome, cleaned)
         await self._engine.record(event)
         self._log.info("session_done", session=session, **done)
+
+
+def made_tiles(session: str, revision: int, plan: Plan) -> list[TileDone]:
+    """Tiles of the plan that lie there already: done before anything was begun."""
+    return [
+        TileDone(
+            session=session,
+            revision=revision,
+            tile=t.tile,
+            path=plan.made[t.tile],
+            frames_used=len(t.frames),
+            figures={"without": []},
+        )
+        for t in plan.tiles
+        if t.tile in plan.made
+    ]
 
 
 def _plan_of(state: SessionState) -> Plan:

@@ -14,6 +14,7 @@ from pathlib import Path
 from zemosaicd.checks import ConfigError
 from zemosaicd.core.events import Event, FrameAssigned, FrameRejected, SessionOpened
 from zemosaicd.core.intake import Settled
+from zemosaicd.core.modes import Mode
 from zemosaicd.core.sessions import SessionPolicy, SessionScope, session_for
 from zemosaicd.model import Fingerprint, Reason
 from zemosaicd.shell.engine import Engine
@@ -26,6 +27,9 @@ from zemosaicd.shell.watch import Clock, Watcher
 from zemosaicd.work.jobs import HeaderRead, ReadHeaders
 
 HEADERS_A_JOB = 32
+
+Tables = dict[str, dict[str, object] | ConfigError]
+"""Folder -> what its session.toml sets, or why that cannot be used."""
 
 
 class FrameIntake:
@@ -59,50 +63,64 @@ class FrameIntake:
 
     async def take(self, settled: Sequence[Settled], watcher: Watcher) -> None:
         """Reads the headers of settled files, some at a time, and journals what each of them is."""
-        parts = [settled[i : i + HEADERS_A_JOB] for i in range(0, len(settled), HEADERS_A_JOB)]
-        await asyncio.gather(*(self._take_part(part, watcher) for part in parts))
+        tables = await self._tables_of({str(Path(s.path).parent) for s in settled}, watcher)
+        parts = []
+        for pictures in (False, True):
+            alike = [s for s in settled if self._takes_pictures(tables[str(Path(s.path).parent)]) is pictures]
+            parts += [(pictures, alike[i : i + HEADERS_A_JOB]) for i in range(0, len(alike), HEADERS_A_JOB)]
+        await asyncio.gather(*(self._take_part(part, pictures, tables, watcher) for pictures, part in parts))
 
-    async def _take_part(self, settled: Sequence[Settled], watcher: Watcher) -> None:
+    async def _tables_of(self, folders: set[str], watcher: Watcher) -> Tables:
+        """The session.toml that holds in each folder: of `process DIR`, DIR's own, whatever lies in subfolders (C7)."""
+        found: Tables = {}
+        for folder in sorted(folders):
+            roots = watcher.roots
+            where = self._whole_folder or folder
+            try:
+                found[folder] = await folder_settings(
+                    str(Path(where) / SESSION_FILE), (where,) if self._whole_folder else roots, self._configs.base
+                )
+            except ConfigError as error:
+                found[folder] = error
+        return found
+
+    def _takes_pictures(self, tables: dict[str, object] | ConfigError) -> bool:
+        """Whether files in a folder of these settings are finished pictures; of one that cannot be read, raw frames."""
+        return not isinstance(tables, ConfigError) and self._configs.mode(tables).takes_pictures
+
+    async def _take_part(self, settled: Sequence[Settled], pictures: bool, tables: Tables, watcher: Watcher) -> None:
         files = tuple((s.path, s.fingerprint) for s in settled)
-        job = ReadHeaders(files=files, budget=self._configs.budget(self._configs.base))
+        job = ReadHeaders(files=files, budget=self._configs.budget(self._configs.base), pictures=pictures)
         try:
             answers = await self._gate.retrying("", partial(self._run, job, FRAMES_FIRST))
         except Exception as error:  # noqa: BLE001 - a file that kills its reader is refused, file by file
             if len(settled) > 1:
                 for one in settled:
-                    await self._take_part([one], watcher)
+                    await self._take_part([one], pictures, tables, watcher)
                 return
             reason = Reason(rule="unreadable", value=type(error).__name__, message=str(error))
             answers = (HeaderRead(path=files[0][0], fingerprint=files[0][1], reason=reason),)
         for answer in answers:
-            await self._judge(answer, watcher)
+            await self._judge(answer, tables[str(Path(answer.path).parent)], watcher)
 
-    async def _judge(self, answer: HeaderRead, watcher: Watcher) -> None:
+    async def _judge(self, answer: HeaderRead, tables: dict[str, object] | ConfigError, watcher: Watcher) -> None:
         reason = answer.reason
         if answer.incomplete and reason is not None:
             reason = self._hold(answer.path, answer.fingerprint, reason, watcher)
             if reason is None:
                 return
         if reason is None and answer.facts is not None:
-            try:
-                settings = await self._settings_for(answer.path, watcher)
-            except ConfigError as error:
-                self._log.error("session_toml_invalid", frame=answer.path, reason=str(error))
-                held = Reason(rule="session_toml", message=str(error))
+            if isinstance(tables, ConfigError):
+                self._log.error("session_toml_invalid", frame=answer.path, reason=str(tables))
+                held = Reason(rule="session_toml", message=str(tables))
                 self._hold(answer.path, answer.fingerprint, held, watcher)  # never refused: the frame itself is good
             else:
-                await self._assign(answer, settings)
+                await self._assign(answer, tables)
             return
         if reason is not None:
             event = FrameRejected(session="", path=answer.path, fingerprint=answer.fingerprint, reason=reason)
             await self._engine.record(event)
             log_rejected(self._log, "", answer.path, reason)
-
-    async def _settings_for(self, path: str, watcher: Watcher) -> dict[str, object]:
-        """The session.toml that holds for a file: of `process DIR`, DIR's own, whatever lies in subfolders (C7)."""
-        if self._whole_folder:
-            return await self.settings_of_folder(self._whole_folder)
-        return await folder_settings(path, watcher.roots, self._configs.base)
 
     async def settings_of_folder(self, folder: str) -> dict[str, object]:
         """The session.toml of this very folder. Raises ConfigError."""
@@ -122,6 +140,7 @@ class FrameIntake:
         if facts is None:
             raise ValueError(f"{answer.path}: no facts to assign by")
         config = self._configs.with_settings(settings)
+        mode = self._configs.mode(settings)
         policy = self._configs.session_policy(config)
         folder = self._whole_folder
         if folder:
@@ -139,12 +158,12 @@ class FrameIntake:
             events: list[Event] = []
             if scope.id not in self._scopes:
                 self._scopes[scope.id] = scope
-                events.append(_opened(scope, settings, self._clock.wall()))
+                events.append(_opened(scope, settings, mode, self._clock.wall()))
                 self._log.info("session_opened", session=scope.id, night=scope.night, target=scope.target)
-                self._log.info("PHASE_UPDATE", session=scope.id, phase="1")
+                self._log_first_phase(scope, mode)
             elif self._engine.load(scope.id).resting:
                 self._log.info("session_reopened", session=scope.id, frame=Path(answer.path).name)
-                self._log.info("PHASE_UPDATE", session=scope.id, phase="1")
+                self._log_first_phase(scope, mode)
             self.last_arrival_s[scope.id] = self._clock.monotonic()
             events.append(
                 FrameAssigned(session=scope.id, path=answer.path, fingerprint=answer.fingerprint, facts=facts)
@@ -152,13 +171,17 @@ class FrameIntake:
             await self._engine.record(*events)
         self._log.debug("frame_settled", session=scope.id, frame=Path(answer.path).name)
 
+    def _log_first_phase(self, scope: SessionScope, mode: Mode) -> None:
+        if mode.prepares:
+            self._log.info("PHASE_UPDATE", session=scope.id, phase="1")
+
 
 def _joined_folder(path: Path) -> Path:
     """The folder whose session.toml joins what lies below it."""
     return next((f for f in path.parents if (f / SESSION_FILE).is_file()), path.parent)
 
 
-def _opened(scope: SessionScope, settings: dict[str, object], wall_s: float) -> SessionOpened:
+def _opened(scope: SessionScope, settings: dict[str, object], mode: Mode, wall_s: float) -> SessionOpened:
     return SessionOpened(
         session=scope.id,
         night=scope.night,
@@ -170,4 +193,5 @@ def _opened(scope: SessionScope, settings: dict[str, object], wall_s: float) -> 
         whole_folder=scope.whole_folder,
         settings=settings,
         opened_at=wall_s,
+        mode=mode.name,
     )

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import time
 import tomllib
 from dataclasses import asdict
@@ -15,6 +16,7 @@ from zemosaicd.checks import ConfigError
 from zemosaicd.core.cleaning import CleanupPolicy
 from zemosaicd.core.events import SessionOpened
 from zemosaicd.core.lifecycle import SessionState
+from zemosaicd.core.modes import Mode, mode_named
 from zemosaicd.core.plan import PlanSettings
 from zemosaicd.core.sessions import ClosingPolicy, SessionPolicy, SessionScope
 from zemosaicd.model import Reason
@@ -23,6 +25,9 @@ from zemosaicd.work.fitsblocks import Budget
 from zemosaicd.work.jobs import MosaicSettings, StackSettings
 
 SESSION_FILE = "session.toml"
+
+NO_PIXELS = frozenset({"band_budget_bytes", "budget", "threads"})
+"""Settings of jobs that no pixel depends on."""
 
 SESSION_TABLES = frozenset({"session", "frames", "plan", "tiles", "mosaic", "outputs", "cleanup"})
 """What a session.toml may set; the other tables are the daemon's own."""
@@ -41,6 +46,10 @@ class SessionConfigs:
     def with_settings(self, settings: dict[str, Any]) -> Config:
         """The daemon's configuration with these tables over it. Raises ConfigError."""
         return configuration.overlay(self.base, settings, SESSION_FILE) if settings else self.base
+
+    def mode(self, settings: dict[str, Any]) -> Mode:
+        """How a session with these tables becomes a mosaic. Raises ConfigError."""
+        return mode_named(self.with_settings(settings).session.mode)
 
     @staticmethod
     def budget(config: Config) -> Budget:
@@ -84,7 +93,10 @@ class SessionConfigs:
         return MosaicSettings(
             preview=config.outputs.preview,
             preview_max_px=config.outputs.preview_max_px,
+            feather_fraction=config.mosaic.feather_fraction,
+            threads=config.executor.workers or os.cpu_count() or 1,
             band_budget_bytes=config.tiles.memory_mb * 1_000_000,
+            budget=SessionConfigs.budget(config),
         )
 
     @staticmethod
@@ -120,7 +132,7 @@ class SessionConfigs:
         stack = asdict(SessionConfigs.stack_settings(config))
         mosaic = asdict(SessionConfigs.mosaic_settings(config))
         return {
-            name: {k: v for k, v in table.items() if k not in ("band_budget_bytes", "threads")}
+            name: {k: v for k, v in table.items() if k not in NO_PIXELS}
             for name, table in (("tiles", stack), ("mosaic", mosaic))
         }
 

@@ -12,6 +12,7 @@ import signal
 import struct
 from dataclasses import dataclass
 from multiprocessing.connection import Connection
+from multiprocessing.util import Finalize
 from pathlib import Path
 from typing import Any, ClassVar, Protocol
 
@@ -72,6 +73,8 @@ def begin(beginnings: Beginnings, reports: Connection) -> None:
         limit = address_space_bytes() + beginnings.memory_bytes  # F10: MemoryError instead of an OOM kill (M15)
         resource.setrlimit(resource.RLIMIT_AS, (limit if hard < 0 else min(limit, hard), hard))
     _Reports.pipe = reports
+    # A worker that is asked to leave holds nothing: taking its imports apart would only take time.
+    Finalize(None, os._exit, args=(0,), exitpriority=-1000)
 
 
 def work(token: int, payload: bytes) -> bytes:

@@ -12,6 +12,7 @@ import math
 import os
 import warnings
 import zlib
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -96,12 +97,12 @@ def read_header(path: Path, budget: Budget | None = None) -> RawHeader:
         return _raw_header(source, hdu, cards)
 
 
-def check_complete(path: Path, budget: Budget | None = None) -> None:
+def check_complete(path: Path, budget: Budget | None = None, *, zero_tail: bool = True) -> None:
     """Returns if the file is whole (C2); raises Incomplete with what is missing, or Rejected as `read_header` does.
 
     Whole: as long as the sum over its HDUs (final padding may be missing), a gzip stream decodes to its end, and the
-    picture has no zero tail. Zero bytes at the end of integer pixels are never sky; of float pixels only if they end
-    every plane.
+    picture has no zero tail (a finished picture may have one: `zero_tail` false). Zero bytes at the end of integer
+    pixels are never sky; of float pixels only if they end every plane.
     """
     with Source(path, budget or Budget()) as source:
         chain = Chain(source)
@@ -116,7 +117,8 @@ def check_complete(path: Path, budget: Budget | None = None) -> None:
                 if not source.skip_to(end):
                     raise incomplete("fits.short", source.position, end, "the file is shorter than its header says")
                 tails = _tails_backward(source, hdu) if is_picture else []
-            _refuse_zero_tail(tails)
+            if zero_tail:
+                _refuse_zero_tail(tails)
         if not picture_seen:
             raise no_picture(chain)
         if source.packed:
@@ -136,7 +138,7 @@ def read_frame(path: Path, budget: Budget | None = None) -> RawFrame:
         raw = _unpack_tiles(source, hdu) if hdu.compressed else _read_raw(source, hdu, cards)
         source.check_unchanged()
     frame = _frame_id(raw, header.shape)
-    return RawFrame(cards=cards, pixels=_scaled(raw, cards).reshape(axes), frame=frame, fingerprint=header.fingerprint)
+    return RawFrame(cards=cards, pixels=scaled(raw, cards).reshape(axes), frame=frame, fingerprint=header.fingerprint)
 
 
 def _read_out(source: Source) -> None:
@@ -268,7 +270,7 @@ def _frame_id(raw: NDArray[Any], shape: tuple[int, ...]) -> FrameId:
     return digest.hexdigest()[:24]
 
 
-def _scaled(raw: NDArray[Any], cards: Cards) -> NDArray[np.float32]:
+def scaled(raw: NDArray[Any], cards: Mapping[str, object]) -> NDArray[np.float32]:
     """BZERO + BSCALE * stored, by chunks, in float64 unless float32 is exact, kept as float32; BLANK becomes NaN."""
     scale, zero = (number(cards, "BSCALE") or 1.0), (number(cards, "BZERO") or 0.0)
     blank = number(cards, "BLANK") if raw.dtype.kind in "iu" else None

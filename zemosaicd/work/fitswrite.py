@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import math
 import os
+import threading
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -21,7 +22,7 @@ from zemosaicd.core.cards import clean_text, number
 from zemosaicd.core.wcs_cards import wcs_header
 from zemosaicd.model import Wcs
 from zemosaicd.work.fitsblocks import CARD, Budget, Cards, Chain, Hdu, Source, incomplete, padded
-from zemosaicd.work.store import pread_into, publish
+from zemosaicd.work.store import pread_into, publish, start_writeback
 
 __all__ = ["FitsImage", "FitsWriter", "ImageSpec", "read_image", "write_fits"]
 
@@ -53,6 +54,7 @@ class FitsWriter:
         self._file = file
         self._images = {image.name: image for image in images}
         self._offsets: dict[str, int] = {}
+        self._counting = threading.Lock()
         self._missing = {image.name: image.shape[-2] * _planes(image) for image in images}
         self.end = 0
         for image in images:
@@ -62,7 +64,7 @@ class FitsWriter:
             self.end += len(header) + padded(_image_bytes(image))
 
     def write(self, name: str, first_row: int, band: NDArray[Any]) -> None:
-        """Put rows first_row ... of a picture: band (h, W) or (C, h, W). Every row must be written exactly once."""
+        """Put rows first_row ... of a picture: (h, W) or (C, h, W), from any thread. Each row exactly once."""
         image = self._images[name]
         stored, _, zero = STORED[image.dtype]
         planes = band[np.newaxis] if band.ndim == 2 else band
@@ -76,7 +78,9 @@ class FitsWriter:
         for plane, pixels in enumerate(values):
             place = self._offsets[name] + (plane * height + first_row) * row_bytes
             _pwrite(self._file, np.ascontiguousarray(pixels, dtype=stored).data.cast("B"), place)
-        self._missing[name] -= rows * len(planes)
+            start_writeback(self._file.fileno(), place, rows * row_bytes)
+        with self._counting:
+            self._missing[name] -= rows * len(planes)
 
     def table(self, name: str, columns: Mapping[str, ArrayLike]) -> None:
         """Append a binary table; numbers become 64-bit, texts ASCII, booleans logicals. All columns equally long."""

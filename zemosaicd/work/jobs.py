@@ -6,6 +6,7 @@ imported when a job runs, so that the daemon, which only makes and sends these v
 
 from __future__ import annotations
 
+import sys
 from dataclasses import dataclass, field
 
 from zemosaicd.model import Fingerprint, FrameFacts, FrameId, LogNote, PreparedFrame, Reason
@@ -25,16 +26,17 @@ class HeaderRead:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ReadHeaders:
-    """Phase 0 for a handful of settled files."""
+    """Phase 0 for a handful of settled files. `pictures`: finished pictures are welcome, not only raw frames (D4)."""
 
     files: tuple[tuple[str, Fingerprint], ...]
     budget: Budget
+    pictures: bool = False
 
     def run(self) -> tuple[HeaderRead, ...]:
         """Headers read, completeness checked; one answer a file, never an exception for a bad one."""
-        from zemosaicd.work import prepare
+        from zemosaicd.work import scanning
 
-        return prepare.read_headers(self)
+        return scanning.read_headers(self)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -94,6 +96,20 @@ class PlanSession:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class PlanTiles:
+    """Phase 4 of mode existing: where tiles of anybody's lie, as a plan whose tiles are made (work.existing)."""
+
+    tiles_path: str
+    plan_path: str
+
+    def run(self) -> PhaseMade:
+        """Writes the plan. Raises SessionFailed."""
+        from zemosaicd.work import existing
+
+        return existing.plan_tiles(self)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class StackSettings:
     """Table [tiles] as far as the stack needs it, and the width of the blend at a tile's edge.
 
@@ -135,7 +151,10 @@ class MosaicSettings:
 
     preview: bool = True
     preview_max_px: int = 2000
+    feather_fraction: float = 0.1
+    threads: int = 1
     band_budget_bytes: int = 512 << 20
+    budget: Budget = field(default_factory=Budget)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -159,11 +178,35 @@ class MakeMosaic:
         return assembly.make_mosaic(self)
 
 
-Job = ReadHeaders | PrepareFrame | RebuildCache | PlanSession | StackTile | MakeMosaic
+Job = ReadHeaders | PrepareFrame | RebuildCache | PlanSession | PlanTiles | StackTile | MakeMosaic
 
 
 def warm_up() -> None:
     """Imports what every worker's first job needs, so that frames do not wait; the rest comes when it is asked for."""
-    from zemosaicd.work import prepare
+    _enter("scanning", "prepare")
 
-    del prepare
+
+def warm_up_tiles() -> None:
+    """The same for mosaics of tiles that exist."""
+    _enter("scanning", "existing", "assembly")
+
+
+def start_kernels() -> None:
+    """Starts numba without its question for scipy's linear algebra, which takes a quarter of a second: no kernel has
+    any (tests/spec/test_modules.py)."""
+    absent = "scipy" not in sys.modules
+    if absent:
+        sys.modules["scipy"] = None  # type: ignore[assignment]
+    try:
+        import numba.np.arraymath  # noqa: F401
+    finally:
+        if absent:
+            del sys.modules["scipy"]
+
+
+def _enter(*rooms: str) -> None:
+    import importlib
+
+    start_kernels()
+    for room in rooms:
+        importlib.import_module(f"zemosaicd.work.{room}")

@@ -11,6 +11,7 @@ from pathlib import Path
 from zemosaicd import codec
 from zemosaicd.core.plan import PlanSettings
 from zemosaicd.model import Plan, PreparedFrame
+from zemosaicd.work.fitsblocks import Budget
 from zemosaicd.work.store import publish
 
 
@@ -23,7 +24,16 @@ class PlanRequest:
     mount_mode: str
 
 
-def write_request(request: PlanRequest, path: Path) -> None:
+@dataclass(frozen=True, slots=True, kw_only=True)
+class TilesRequest:
+    """All that Phase 4 of mode existing works from: tiles that lie somewhere."""
+
+    paths: tuple[str, ...]
+    settings: PlanSettings
+    budget: Budget
+
+
+def write_request(request: PlanRequest | TilesRequest, path: Path) -> None:
     """Writes the request where the job will find it."""
     path.parent.mkdir(parents=True, exist_ok=True)
     with publish(path, overwrite=True, mode=0o600) as file:
@@ -38,6 +48,11 @@ def read_plan(path: Path) -> Plan:
 def read_request(path: Path) -> PlanRequest:
     """What the daemon asked for."""
     return codec.loads(PlanRequest, path.read_text())
+
+
+def read_tiles(path: Path) -> TilesRequest:
+    """The same of a session of tiles."""
+    return codec.loads(TilesRequest, path.read_text())
 
 
 def write_plan(plan: Plan, path: Path) -> None:

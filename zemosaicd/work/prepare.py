@@ -22,13 +22,11 @@ from zemosaicd.core.cards import number
 from zemosaicd.model import (
     FrameFacts,
     FrameId,
-    Incomplete,
     Measures,
     PreparedFrame,
     Reason,
     Rejected,
     Solution,
-    ZemosaicdError,
 )
 from zemosaicd.science.astrometry import locate
 from zemosaicd.science.frame import block_levels, find_hot_pixels, low_and_high, sky_and_noise
@@ -37,30 +35,12 @@ from zemosaicd.science.stars import find_stars, shape
 from zemosaicd.science.trails import find_trails
 from zemosaicd.work import fitsio
 from zemosaicd.work.catalogue import read_cone
-from zemosaicd.work.jobs import HeaderRead, PrepareFrame, ReadHeaders, RebuildCache
+from zemosaicd.work.jobs import PrepareFrame, RebuildCache
 from zemosaicd.work.store import write_npy
 
 SATURATED = 65000.0
 MOST_SUSPECTS = 20_000
 """Of a frame with more pixels that stand out, its sensor is not to be judged; the first will do."""
-
-
-def read_headers(job: ReadHeaders) -> tuple[HeaderRead, ...]:
-    """Phase 0: each file is whole and a light frame (facts), not whole yet, or refused with a reason."""
-    answers = []
-    for path, fingerprint in job.files:
-        try:
-            header = fitsio.read_header(Path(path), job.budget)
-            facts = headers.facts(header.cards, Path(path).name)
-            fitsio.check_complete(Path(path), job.budget)
-            answers.append(HeaderRead(path=path, fingerprint=header.fingerprint, facts=facts))
-        except ZemosaicdError as error:
-            held = isinstance(error, Incomplete)
-            answers.append(HeaderRead(path=path, fingerprint=fingerprint, reason=error.reason, incomplete=held))
-        except OSError as error:
-            reason = Reason(rule="unreadable", value=error.strerror or "", message=f"{path}: {error.strerror}")
-            answers.append(HeaderRead(path=path, fingerprint=fingerprint, reason=reason, incomplete=True))
-    return tuple(answers)
 
 
 def prepare_frame(job: PrepareFrame) -> PreparedFrame:

@@ -2,7 +2,8 @@
 
 `publish` is the one door through which zemosaicd makes a file that anyone may rely on: temporary name in the same
 folder, preallocated, written, fsynced, renamed, folder fsynced (the order of restic's local backend). Nothing here
-maps files into memory: a map of a file that shrinks, or of a hole on a full disk, is SIGBUS (faults M4, M5).
+maps files into memory: a map of a file that shrinks, or of a hole on a full disk, is SIGBUS (faults M4, M5). The
+daemon publishes text only, so numpy is imported where arrays are.
 """
 
 from __future__ import annotations
@@ -13,16 +14,16 @@ import math
 import os
 import tempfile
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, BinaryIO, Self
-
-import numpy as np
-from numpy.lib import format as npy
-from numpy.typing import NDArray
+from typing import TYPE_CHECKING, Any, BinaryIO, Self
 
 from zemosaicd.model import Incomplete, Reason
+
+if TYPE_CHECKING:
+    import numpy as np
+    from numpy.typing import NDArray
 
 TEMPORARY_SUFFIX = ".zemosaicd-tmp"
 """Ends the name of every file that is still being written; the name also starts with a dot, so scanners skip it."""
@@ -72,6 +73,13 @@ def preallocate(descriptor: int, size: int) -> None:
             raise
 
 
+def start_writeback(descriptor: int, offset: int, size: int) -> None:
+    """Lets the kernel begin to write this part of a file now, while the next is made, so that the fsync at the end has
+    little left to wait for. A file system that will not be told is left alone."""
+    with suppress(OSError):
+        os.posix_fadvise(descriptor, offset, size, os.POSIX_FADV_DONTNEED)
+
+
 def set_mode(target: int | Path, mode: int) -> None:
     """Give a file or folder these permissions, whatever the umask (F36). A share whose mount decides is left alone."""
     try:
@@ -97,6 +105,9 @@ def write_npy(path: Path, array: NDArray[Any], *, overwrite: bool = False, mode:
     """Publish an array of numbers as `.npy`, rows in C order. ValueError for Python objects (never pickled)."""
     if array.dtype.hasobject:
         raise ValueError("arrays of Python objects are never stored")
+    import numpy as np
+    from numpy.lib import format as npy
+
     rows = np.ascontiguousarray(array)
     header = io.BytesIO()
     npy.write_array_header_1_0(header, npy.header_data_from_array_1_0(rows))
@@ -131,6 +142,8 @@ class NpyPlane:
         """A new array of rows first (inclusive) to last (exclusive); IndexError outside the array."""
         if not 0 <= first <= last <= self.shape[0]:
             raise IndexError(f"rows {first} to {last} of {self.shape[0]}")
+        import numpy as np
+
         out = np.empty((last - first, *self.shape[1:]), dtype=self.dtype)
         with _opened(self.path) as descriptor:
             pread_into(descriptor, out, self.offset + first * self.dtype.itemsize * math.prod(self.shape[1:]))
@@ -148,7 +161,7 @@ def _opened(path: Path) -> Iterator[int]:
 
 def pread_into(descriptor: int, out: NDArray[Any], offset: int) -> None:
     """Fill a C-contiguous array from a file at `offset` (raw bytes); Incomplete if the file ends before it is full."""
-    view = memoryview(out.reshape(-1).view(np.uint8).data) if out.size else memoryview(b"")
+    view = memoryview(out.reshape(-1).view("u1").data) if out.size else memoryview(b"")
     done = 0
     while done < len(view):
         count = os.preadv(descriptor, [view[done:]], offset + done)
@@ -158,6 +171,8 @@ def pread_into(descriptor: int, out: NDArray[Any], offset: int) -> None:
 
 
 def _npy_header(descriptor: int, path: Path) -> tuple[tuple[int, ...], np.dtype[Any], int]:
+    from numpy.lib import format as npy
+
     start = io.BytesIO(os.pread(descriptor, MAX_NPY_HEADER, 0))
     try:
         version = npy.read_magic(start)

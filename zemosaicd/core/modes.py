@@ -1,0 +1,63 @@
+"""How a session becomes a mosaic, as data: one row a mode (D5).
+
+A mode is a planner and a few facts about what comes before and after it; the life cycle, the engine that adds sources
+by bands, reports and cleanup are the same for all and ask this table instead of a name.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+PHASES = ("0", "1", "2", "3", "4", "4.5", "5", "6", "7")
+"""What PHASE_UPDATE may name (SPEC section 2)."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Mode:
+    """One way to a mosaic. `phases`: those it goes through. `planner`: what makes its plan (shell.planners).
+
+    `takes_pictures`: its input are finished pictures with a WCS, not raw frames. `counts_frames`: its tiles know how
+    many frames each of their pixels has seen. `warm_up`: what a worker of it imports at once (a function of work.jobs);
+    `many_jobs`: there is work for several of them.
+    """
+
+    name: str
+    phases: tuple[str, ...]
+    planner: str
+    takes_pictures: bool = False
+    counts_frames: bool = True
+    warm_up: str = "warm_up"
+    many_jobs: bool = True
+
+    @property
+    def prepares(self) -> bool:
+        """What arrives is measured, solved and cached before it is planned with."""
+        return "1" in self.phases
+
+    @property
+    def plan_phase(self) -> str:
+        """The phase that the plan is made in: 2, or 4 where there are no tiles to plan, only a grid."""
+        return "2" if "2" in self.phases else "4"
+
+
+MODES: dict[str, Mode] = {
+    mode.name: mode
+    for mode in (
+        Mode(name="classic", phases=("0", "1", "2", "3", "4", "5", "6", "7"), planner="frames"),
+        Mode(
+            name="existing",
+            phases=("0", "4", "5", "6", "7"),
+            planner="tiles",
+            takes_pictures=True,
+            counts_frames=False,
+            warm_up="warm_up_tiles",
+            many_jobs=False,
+        ),
+    )
+}
+DEFAULT = "classic"
+
+
+def mode_named(setting: str) -> Mode:
+    """The mode of `session.mode`; "auto" is the default one."""
+    return MODES[DEFAULT if setting == "auto" else setting]

@@ -1,0 +1,67 @@
+"""What the planner of each mode works from (core.modes): a request on disk, and the job that answers it with a plan."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from zemosaicd.core import mount
+from zemosaicd.core.lifecycle import SessionState
+from zemosaicd.model import LogNote, Plan
+from zemosaicd.settings import Config
+from zemosaicd.shell.sessions import SessionConfigs
+from zemosaicd.work import jobs
+from zemosaicd.work.planfiles import PlanRequest, TilesRequest
+
+Request = PlanRequest | TilesRequest
+PlanJob = jobs.PlanSession | jobs.PlanTiles
+
+
+class Frames:
+    """Prepared raw frames become groups, tiles and their lattice (Phase 2)."""
+
+    @staticmethod
+    def request(state: SessionState, config: Config) -> Request:
+        """All prepared frames, in the order of their paths."""
+        return PlanRequest(
+            frames=tuple(r.prepared for _, r in sorted(state.frames.items()) if r.prepared is not None),
+            settings=SessionConfigs.plan_settings(config),
+            mount_mode=config.session.mount_mode,
+        )
+
+    @staticmethod
+    def job(request: Path, plan: Path) -> PlanJob:
+        """What answers it."""
+        return jobs.PlanSession(frames_path=str(request), plan_path=str(plan))
+
+    @staticmethod
+    def notes(state: SessionState, config: Config, plan: Plan) -> list[LogNote]:
+        """What is said of the session's mounts (M1, M2)."""
+        counts = mount.summary(mount.frame_mode(r.facts, config.session.mount_mode) for r in state.frames.values())
+        return list(mount.decision_notes(counts, plan.altaz_decision))
+
+
+class Tiles:
+    """Tiles that lie there, ours or anybody's, become a grid (D4)."""
+
+    @staticmethod
+    def request(state: SessionState, config: Config) -> Request:
+        """The tiles' paths."""
+        paths = sorted(p for p in state.closed_set if state.frames[p].rejected is None)
+        return TilesRequest(
+            paths=tuple(paths), settings=SessionConfigs.plan_settings(config), budget=SessionConfigs.budget(config)
+        )
+
+    @staticmethod
+    def job(request: Path, plan: Path) -> PlanJob:
+        """What answers it."""
+        return jobs.PlanTiles(tiles_path=str(request), plan_path=str(plan))
+
+    @staticmethod
+    def notes(state: SessionState, config: Config, plan: Plan) -> list[LogNote]:
+        """That Phases 1 to 3 are skipped, and for how many tiles."""
+        return [LogNote(level="info", event="run_info_existing_master_tiles_mode", fields={"count": len(plan.tiles)})]
+
+
+Planner = type[Frames] | type[Tiles]
+PLANNERS: dict[str, Planner] = {"frames": Frames, "tiles": Tiles}
+"""By the name that a mode gives (core.modes)."""

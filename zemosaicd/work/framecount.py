@@ -1,0 +1,72 @@
+"""COVERAGE of a mosaic: how many distinct frames each pixel has seen (R8), band by band."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Sequence
+
+import numpy as np
+from numpy.typing import NDArray
+
+from zemosaicd import sphere
+from zemosaicd.model import FramePlan, Grid
+from zemosaicd.science.coadd import Slab
+from zemosaicd.science.distortion import recorded
+from zemosaicd.work.measuring import Tile
+from zemosaicd.work.tilefiles import COVERAGE
+
+CFA_EDGE_PX, PLANE_EDGE_PX = 4.0, 1.0
+"""How far inside a frame its samples begin: CFA frames, and planes off by fractions (science.resample's footprint)."""
+
+
+class FrameCount:
+    """The counts of the band that is being added: the sum of the tiles', less what frames count that are in several."""
+
+    def __init__(self, tiles: Sequence[Tile], frames: Sequence[FramePlan], grid: Grid) -> None:
+        users = Counter(f for t in tiles for f in t.spec.frames)
+        self._shared = {f: n - 1 for f, n in users.items() if n > 1}
+        self._frames = [f for f in frames if f.frame in self._shared]
+        self._grid = grid
+        self._counts: list[tuple[slice, slice, NDArray[np.int64]]] = []
+
+    def add(self, tile: Tile, slab: Slab, row0: int, rows: int) -> None:
+        """Takes up a tile's part of the band; only tiles on the grid's own pixels count frames."""
+        shift = tile.placement.shift
+        if shift is None:
+            raise ValueError(f"tile {tile.spec.tile} does not lie on the mosaic's lattice")
+        last = slab.row0 + slab.pixels.shape[1]
+        counted = tile.file.rows(slab.row0, last, COVERAGE)[0].astype(np.int64)
+        counted[~np.isfinite(slab.pixels).all(axis=0)] = 0
+        left, right = max(0, shift[0]), min(self._grid.width, shift[0] + tile.file.width)
+        top = slab.row0 + shift[1] - row0
+        here = slice(top, top + len(counted)), slice(left, right)
+        self._counts.append((*here, counted[:, left - shift[0] : right - shift[0]]))
+
+    def finish(self, row0: int, rows: int) -> NDArray[np.uint16]:
+        """The band's counts (rows, W); the next band begins."""
+        total = np.zeros((rows, self._grid.width), np.int64)
+        deepest = np.zeros((rows, self._grid.width), np.int64)
+        for y, x, counted in self._counts:
+            total[y, x] += counted
+            deepest[y, x] = np.maximum(deepest[y, x], counted)
+        self._counts.clear()
+        counts = np.maximum(deepest, total - self._overcount(row0, rows))
+        return np.minimum(counts, np.iinfo(np.uint16).max).astype(np.uint16)
+
+    def _overcount(self, row0: int, rows: int) -> NDArray[np.int64]:
+        """How often too many the tiles' coverages count a frame, (rows, W), from the frames' footprints."""
+        extra = np.zeros((rows, self._grid.width), np.int64)
+        if not self._frames:
+            return extra
+        x, y = np.arange(self._grid.width)[np.newaxis, :], np.arange(row0, row0 + rows)[:, np.newaxis]
+        for frame in self._frames:
+            m = sphere.homography(self._grid.wcs, frame.wcs)
+            w = m[6] * x + m[7] * y + m[8]
+            u, v = (m[0] * x + m[1] * y + m[2]) / w, (m[3] * x + m[4] * y + m[5]) / w
+            if frame.distortion is not None:
+                u, v = recorded(frame.distortion, u, v)  # NaN beyond the sensor: outside
+            edge = CFA_EDGE_PX if frame.facts.bayer else PLANE_EDGE_PX
+            inside = (w > 0) & (u >= edge) & (v >= edge)
+            inside &= (u <= frame.facts.width - 1 - edge) & (v <= frame.facts.height - 1 - edge)
+            extra += self._shared[frame.frame] * inside
+        return extra
