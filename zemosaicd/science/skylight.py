@@ -37,8 +37,7 @@ ROUNDS = 3
 HUBER = 2.0
 RIDGE = 1e-7
 LEAST_BLOCKS = 12
-LEAST_FRAMES = 8
-"""Of fewer, halves can agree by chance."""
+LEAST_FRAMES = 8  # the halves of fewer can agree by chance
 SIGNIFICANT = 2.5
 """An illumination counts if it is so many times half of what the session's halves make it differ (who know less of it
 than the whole session does, so that this is a cautious measure) ..."""

@@ -15,6 +15,7 @@ import itertools
 import multiprocessing
 import os
 import signal
+import sys
 import time
 from collections import deque
 from collections.abc import Callable, Iterator
@@ -337,14 +338,19 @@ class Pool(JobQueue):
 
 @contextmanager
 def _spawning(environment: dict[str, str]) -> Iterator[None]:
-    """What a worker inherits from its first instruction on: one thread a library, no signal before it is deaf."""
+    """What a worker inherits from its first instruction on: one thread a library, no signal before it is deaf, and not
+    the program that started it: spawn would import the whole command line into every worker."""
     saved = {name: os.environ.get(name) for name in environment}
+    own = vars(sys.modules["__main__"])
+    identity: dict[str, Any] = {name: own[name] for name in ("__spec__", "__file__") if name in own}
+    own.update(dict.fromkeys(identity))
     os.environ.update(environment)
     mask = signal.pthread_sigmask(signal.SIG_BLOCK, IGNORED)
     try:
         yield
     finally:
         signal.pthread_sigmask(signal.SIG_SETMASK, mask)
+        own.update(identity)
         for name, value in saved.items():
             if value is None:
                 del os.environ[name]
