@@ -15,13 +15,14 @@ from numpy.typing import NDArray
 
 from zemosaicd.core.plan import PlanSettings
 from zemosaicd.model import Plan
+from zemosaicd.work.catalogue import read_cone
 from zemosaicd.work.fitsblocks import Budget
 from zemosaicd.work.jobs import MakeMosaic, MosaicSettings, PhaseMade, PlanTiles
 from zemosaicd.work.planfiles import TilesRequest, read_plan, write_request
 
 F32 = NDArray[np.float32]
 
-RA, DEC, SCALE_ARCSEC = 83.8, -5.4, 5.0
+RA, DEC, SCALE_ARCSEC = 190.0, 25.4, 5.0
 W, H = 240, 200
 SKY, NOISE, FWHM_PX = 1000.0, 2.0, 3.0
 STEP_DEG = 0.22
@@ -43,10 +44,13 @@ class Stranger:
 
 
 def stars(count: int = 260, seed: int = 3, radius_deg: float = 0.6) -> NDArray[np.float64]:
-    """(n, 3): RA, Dec and flux of the sky's stars."""
+    """(n, 3): RA, Dec and flux of the sky's stars: those of the catalogue, and `count` that it does not know."""
     rng = np.random.default_rng(seed)
     x, y = rng.uniform(-radius_deg, radius_deg, (2, count))
-    return np.stack([RA + x / math.cos(math.radians(DEC)), DEC + y, 1500 * (1 + rng.pareto(1.2, count))], axis=1)
+    known = read_cone(RA, DEC, 1.5 * radius_deg)
+    bright = np.stack([known.ra_deg, known.dec_deg, np.full(len(known.ra_deg), 6000.0)], axis=1)
+    faint = np.stack([RA + x / math.cos(math.radians(DEC)), DEC + y, 1500 * (1 + rng.pareto(1.2, count))], axis=1)
+    return np.concatenate([bright, faint])
 
 
 SKY_STARS = stars()

@@ -103,7 +103,10 @@ def test_D4_a_tile_that_cannot_be_placed_is_in_the_report(place: Place) -> None:
 
 
 def test_D5_master_tiles_of_this_program_give_its_own_mosaic_again(tmp_path: Path) -> None:
-    """Two modes agree: tiles kept by a classic run, given back as tiles, make the same picture, pixel for pixel."""
+    """Two modes agree: tiles kept by a classic run, given back as tiles, make the same picture.
+
+    They may come in another order, in which the robust solve ends a thousandth of the noise away.
+    """
     place = Place(tmp_path)
     drop(night(), place.incoming)
     assert place.process("cleanup.cleanup_temp_artifacts=false") == 0
@@ -116,7 +119,7 @@ def test_D5_master_tiles_of_this_program_give_its_own_mosaic_again(tmp_path: Pat
     assert again.process() == 0
     with fits.open(place.mosaic()) as classic, fits.open(again.mosaic()) as existing:
         for name in ("PRIMARY", "WEIGHT", "ALPHA"):
-            np.testing.assert_allclose(existing[name].data, classic[name].data, rtol=1e-6, err_msg=name)
+            np.testing.assert_allclose(existing[name].data, classic[name].data, rtol=1e-5, err_msg=name)
 
 
 def test_C3_a_subfolder_may_have_the_mode_to_itself(tmp_path: Path) -> None:

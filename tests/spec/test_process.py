@@ -284,3 +284,20 @@ def test_the_users_frames_may_be_read_only(place: Place) -> None:
     finally:
         place.incoming.chmod(0o755)
         shutil.rmtree(place.incoming)
+
+
+def test_a_mosaic_carries_its_certificate(place: Place) -> None:
+    """What was measured of it is in report.json and in the header; injected stars came back whole (issue 3)."""
+    assert place.process() == 0
+    report = place.report()
+    told = report["certificate"]
+    assert told["injected"]["stars"] > 0
+    assert told["injected"]["flux_ratio"] == pytest.approx([1.0] * 3, abs=0.02)
+    assert told["injected"]["offset_px"] < 0.05
+    assert told["astrometry"]["stars"] >= 0.9 * told["astrometry"]["wanted"]
+    assert told["coverage"]["deepest"] == report["frames"]["used"]
+    header = fits.getheader(place.mosaic())
+    assert header["ASTRRMS"] == pytest.approx(told["astrometry"]["rms_arcsec"], rel=1e-4)
+    assert header["INJFLUX"] == pytest.approx(1.0, abs=0.03)
+    assert header["SEENFRAC"] == pytest.approx(told["coverage"]["seen"], rel=1e-4)
+    assert report["doubts"] == []

@@ -14,7 +14,7 @@ from tests import values
 from zemosaicd.core import events as ev
 from zemosaicd.core.lifecycle import SessionState, fold
 from zemosaicd.core.plan import PlanSettings, make_plan
-from zemosaicd.core.report import GOOD, HOLES, SUSPECT, build_report, plain_numbers, verdict
+from zemosaicd.core.report import GOOD, HOLES, SUSPECT, build_report, doubts, plain_numbers
 from zemosaicd.model import FramePlan, LeftOut, Reason
 
 S = "night"
@@ -24,7 +24,12 @@ COST = {"seconds": 2.0, "peak_rss_mb": 300.0, "predicted_mb": 200.0}
 
 
 def night(
-    frames: list[FramePlan], *, failed: Iterable[int] = (), without: dict[int, list[str]] | None = None, **settings: Any
+    frames: list[FramePlan],
+    *,
+    failed: Iterable[int] = (),
+    without: dict[int, list[str]] | None = None,
+    injected: dict[int, dict[str, Any]] | None = None,
+    **settings: Any,
 ) -> SessionState:
     """A session of these frames, one that was refused (/in/dark) and one that was not solved (/in/lost), stacked."""
     left = LeftOut(frame="lost", path="/in/lost", reason=UNSOLVED)
@@ -46,6 +51,7 @@ def night(
             events.append(ev.TileFailed(session=S, revision=1, tile=tile.tile, reason=reason))
             continue
         figures = {"without": (without or {}).get(tile.tile, []), "seconds": 1.5, "peak_rss_mb": 250.0}
+        figures["injected"] = (injected or {}).get(tile.tile, {})
         events.append(ev.TileDone(session=S, revision=1, tile=tile.tile, path="/t", frames_used=1, figures=figures))
     return fold(S, events)
 
@@ -112,20 +118,65 @@ def test_frames_of_another_filter_are_elsewhere() -> None:
         assert told["total"] == told["used"] + told["elsewhere"] + len(told["rejected"])
 
 
+BAD: dict[str, dict[str, Any]] = {
+    "seam": {"seams": {"worst_sigma": 3.01}},
+    "tiles_disagree": {"seams": {"worst_sigma": 0.1, "gain_off_mag": 0.06}},
+    "astrometry": {"scale_arcsec": 2.0, "certificate": {"astrometry": {"wanted": 30, "stars": 30, "rms_arcsec": 1.9}}},
+    "stars_missing": {"scale_arcsec": 2.0, "certificate": {"astrometry": {"wanted": 30, "stars": 14}}},
+    "noise": {"certificate": {"noise": {"ratio": [1.0, 2.1, 1.0]}}},
+}
+
+
+@pytest.mark.parametrize("rule", BAD)
+def test_a_mosaic_out_of_its_limits_is_suspect_and_says_why(rule: str) -> None:
+    """Each limit has a rule, the value, the threshold and words (SPEC section 9)."""
+    report = report_of(night(values.field(1, 3)), **BAD[rule])
+    assert report["verdict"] == SUSPECT
+    (doubt,) = report["doubts"]
+    assert doubt["reason"] == rule
+    assert doubt["value"] > doubt["threshold"]
+    assert doubt["message"]
+
+
 @pytest.mark.parametrize(
-    ("failed", "seams", "residual", "pointing", "expected"),
+    "figures",
     [
-        (0, None, None, False, GOOD),
-        (0, 3.0, 0.5, False, GOOD),
-        (0, 3.01, 0.1, False, SUSPECT),
-        (0, 1.0, 0.51, False, SUSPECT),
-        (0, None, None, True, SUSPECT),
-        (1, 9.0, 9.0, True, HOLES),
+        {},
+        {"seams": {"worst_sigma": 3.0, "gain_off_mag": 0.05}},
+        {"seams": {"worst_sigma": math.nan, "gain_off_mag": None}},
+        {"certificate": {"noise": {"ratio": None}, "astrometry": {"wanted": 9, "stars": 0}}},
+        {"scale_arcsec": 2.0, "certificate": {"astrometry": {"wanted": 30, "stars": 15, "rms_arcsec": 1.8}}},
     ],
 )
-def test_the_verdict(failed: int, seams: float | None, residual: float | None, pointing: bool, expected: str) -> None:
-    """Missing tiles are holes; a seam, astrometry or place out of its limit is suspect; the unmeasured is not."""
-    assert verdict(failed, seams, residual, pointing) == expected
+def test_what_was_not_measured_is_not_held_against_a_mosaic(figures: dict[str, Any]) -> None:
+    """Nor what lies on its limit."""
+    report = report_of(night(values.field(1, 3)), **figures)
+    assert (report["verdict"], report["doubts"]) == (GOOD, [])
+
+
+def test_frames_that_do_not_lie_on_each_other_make_it_suspect() -> None:
+    """The joint solution's residual is in the plan's figures."""
+    assert doubts({}, {"residual_px": 0.5}) == []
+    (doubt,) = doubts({}, {"residual_px": 0.51})
+    assert (doubt.rule, doubt.value, doubt.threshold) == ("registration", 0.51, 0.5)
+
+
+def test_injected_stars_are_told_of_all_tiles_together() -> None:
+    """The median tile's flux a channel, and the worst star of all; lost light makes the mosaic suspect."""
+    told = {"stars": 9, "flux_ratio": [1.0, 0.99], "flux_worst": 0.97, "offset_px": 0.01, "offset_max_px": 0.05}
+    other = {"stars": 4, "flux_ratio": [0.88, 0.87], "flux_worst": 0.8, "offset_px": 0.03, "offset_max_px": 0.04}
+    frames = values.field(1, 3, step=0.9)
+    report = report_of(night(frames, injected={1: told, 3: other}))
+    assert report["certificate"]["injected"] == {
+        "stars": 13, "flux_ratio": [0.94, 0.93], "flux_worst": 0.8, "offset_px": 0.02, "offset_max_px": 0.05
+    }  # fmt: skip
+    assert [d["reason"] for d in report["doubts"]] == ["flux_lost"]
+
+
+def test_missing_tiles_are_holes_whatever_else_is_wrong() -> None:
+    """And what else is wrong is told beside it."""
+    report = report_of(night(values.field(1, 3, step=0.9), failed=[2]), seams={"worst_sigma": 9.0})
+    assert (report["verdict"], [d["reason"] for d in report["doubts"]]) == (HOLES, ["seam"])
 
 
 def test_a_mosaic_placed_by_the_pointing_alone_is_suspect() -> None:

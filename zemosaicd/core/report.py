@@ -3,41 +3,144 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+import statistics
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 from zemosaicd.core.lifecycle import SessionState
 from zemosaicd.model import FrameId, FramePlan, MosaicSpec, Plan, Reason
 
+Figures = Mapping[str, Any]
+
 GOOD, HOLES, SUSPECT = "good", "holes", "suspect"
-
-SEAM_LIMIT_SIGMA = 3.0
-"""A step across an overlap, in sigmas of its measurement and of the mosaic's own noise, above which it can be seen."""
-
-ASTROMETRY_LIMIT_PX = 0.5
-"""Median residual of the joint solution, above which stars double."""
-
-LEAST_USED_FRACTION = 0.5
-"""A mosaic that leaves out more than half of the night is not what was asked for."""
 
 CACHE_LOST = Reason(rule="cache_lost", message="its cache was gone and could not be made again from the frame")
 
 
-def verdict(
-    tiles_failed: int,
-    seams_sigma: float | None,
-    residual_px: float | None,
-    pointing_only: bool,
-    used_fraction: float = 1.0,
-) -> str:
-    """holes: tiles are missing; suspect: something measured is out of its limit; else good.
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Limit:
+    """What a figure may be. `read`: it, from the figures of the mosaic and of its plan; None: not measured."""
+
+    rule: str
+    read: Callable[[Figures, Figures], float | None]
+    most: float
+    message: str
+
+
+def _figure(figures: Figures, *keys: str) -> Any:
+    """A figure inside figures; None where a part of the way is not there, or it is not a finite number."""
+    found: Any = figures
+    for key in keys:
+        found = found.get(key) if isinstance(found, Mapping) else None
+    return None if isinstance(found, float) and not math.isfinite(found) else found
+
+
+def _missing_stars(figures: Figures, _: Figures) -> float | None:
+    """Share of the catalogue's stars that are not where they should be, where there are enough of them."""
+    wanted, found = (_figure(figures, "certificate", "astrometry", key) for key in ("wanted", "stars"))
+    return 1.0 - found / wanted if wanted is not None and wanted >= LEAST_WANTED_STARS else None
+
+
+def _rms_px(figures: Figures, _: Figures) -> float | None:
+    """Scatter of stars about the catalogue beyond a catalogue's own error, px."""
+    rms = _figure(figures, "certificate", "astrometry", "rms_arcsec")
+    return None if rms is None else max(0.0, rms - CATALOGUE_ERROR_ARCSEC) / (_figure(figures, "scale_arcsec") or 1.0)
+
+
+def _worst_off(*keys: str) -> Callable[[Figures, Figures], float | None]:
+    """How far the worst channel's ratio is from 1."""
+
+    def read(figures: Figures, _: Figures) -> float | None:
+        ratios = [float(v) for v in _figure(figures, *keys) or () if v is not None and math.isfinite(v)]
+        return max((abs(v - 1.0) for v in ratios), default=None)
+
+    return read
+
+
+LEAST_WANTED_STARS = 10
+CATALOGUE_ERROR_ARCSEC = 0.8
+"""rms of Tycho-2's faint stars decades after their epoch, with some to spare."""
+LEAST_USED_FRACTION = 0.5
+"""A mosaic that leaves out more than half of the night is not what was asked for."""
+
+LIMITS = (
+    Limit(
+        rule="seam",
+        read=lambda figures, _: _figure(figures, "seams", "worst_sigma"),
+        most=3.0,
+        message="two tiles meet with a step that can be seen (in sigmas of the noise)",
+    ),
+    Limit(
+        rule="tiles_disagree",
+        read=lambda figures, _: _figure(figures, "seams", "gain_off_mag"),
+        most=0.05,
+        message="stars differ in brightness between tiles (mag)",
+    ),
+    Limit(
+        rule="registration",
+        read=lambda _, plan: _figure(plan, "residual_px"),
+        most=0.5,
+        message="frames do not lie on each other: stars double (px)",
+    ),
+    Limit(
+        rule="astrometry",
+        read=_rms_px,
+        most=0.5,
+        message="the mosaic's stars scatter about the catalogue (px, beyond the catalogue's own error)",
+    ),
+    Limit(
+        rule="stars_missing",
+        read=_missing_stars,
+        most=0.5,
+        message="stars of the catalogue are not where the mosaic's WCS says (share of them)",
+    ),
+    Limit(
+        rule="flux_lost",
+        read=_worst_off("injected", "flux_ratio"),
+        most=0.05,
+        message="injected stars came back with another flux (part of it)",
+    ),
+    Limit(
+        rule="stars_moved",
+        read=lambda figures, _: _figure(figures, "injected", "offset_px"),
+        most=0.2,
+        message="injected stars came back elsewhere (px)",
+    ),
+    Limit(
+        rule="noise",
+        read=_worst_off("certificate", "noise", "ratio"),
+        most=1.0,
+        message="the noise is not what WEIGHT says (ratio less 1)",
+    ),
+)
+
+
+def doubts(
+    figures: Figures, plan_figures: Figures, *, pointing_only: bool = False, used_fraction: float = 1.0
+) -> list[Reason]:
+    """What of a mosaic is out of its limits; what was not measured is not held against it.
 
     `used_fraction`: of the session's frames, those that are in one of its mosaics.
     """
+    found = []
+    for limit in LIMITS:
+        value = limit.read(figures, plan_figures)
+        if value is not None and value > limit.most:
+            found.append(Reason(rule=limit.rule, value=value, threshold=limit.most, message=limit.message))
+    if pointing_only:
+        found.append(Reason(rule="pointing_only", message="a frame was placed by the telescope's pointing alone"))
+    if used_fraction < LEAST_USED_FRACTION:
+        message = "most of the session's frames are in no mosaic (share that is)"
+        found.append(Reason(rule="few_used", value=used_fraction, threshold=LEAST_USED_FRACTION, message=message))
+    return found
+
+
+def verdict(tiles_failed: int, doubted: Sequence[Reason]) -> str:
+    """holes: tiles are missing; suspect: something measured is out of its limit; else good."""
     if tiles_failed:
         return HOLES
-    seen = (seams_sigma or 0.0) > SEAM_LIMIT_SIGMA or (residual_px or 0.0) > ASTROMETRY_LIMIT_PX
-    return SUSPECT if seen or pointing_only or used_fraction < LEAST_USED_FRACTION else GOOD
+    return SUSPECT if doubted else GOOD
 
 
 def build_report(
@@ -55,8 +158,13 @@ def build_report(
     if plan is None or state.planned is None:
         raise ValueError(f"{state.session}: nothing planned to report on")
     failed = [state.failed[t] for t in spec.tiles if t in state.failed]
-    seams = figures.get("seams") or {}
-    pointing_only = any(f.solver == "pointing" for f in _members(plan, spec))
+    figures = {**figures, "injected": _injected(state, spec)}
+    doubted = doubts(
+        figures,
+        plan.figures,
+        pointing_only=any(f.solver == "pointing" for f in _members(plan, spec)),
+        used_fraction=used_fraction(state, plan),
+    )
     report: dict[str, Any] = plain_numbers(
         {
             "session": state.session,
@@ -71,17 +179,13 @@ def build_report(
             "mount_modes": {mode.value: n for mode, n in plan.mount_modes.items()},
             "solver": {f.path: f.solver for f in _members(plan, spec)},
             "astrometry": dict(plan.figures),
-            "seams": seams,
+            "seams": figures.get("seams") or {},
             "photometry": figures.get("photometry") or {},
             "picture": figures.get("picture") or {},
+            "certificate": {**(figures.get("certificate") or {}), "injected": figures["injected"]},
             "phases": _phases(state, cost),
-            "verdict": verdict(
-                len(failed),
-                seams.get("worst_sigma"),
-                plan.figures.get("residual_px"),
-                pointing_only,
-                used_fraction(state, plan),
-            ),
+            "verdict": verdict(len(failed), doubted),
+            "doubts": [_why(doubt) for doubt in doubted],
         }
     )
     return report
@@ -91,6 +195,21 @@ def used_fraction(state: SessionState, plan: Plan) -> float:
     """Of the frames that the session closed with, twins not counted, those that were planned for a mosaic."""
     twins = sum(left.reason.rule == "duplicate" for left in plan.left_out)
     return len(plan.frames) / max(1, len(state.closed_set) - twins)
+
+
+def _injected(state: SessionState, spec: MosaicSpec) -> dict[str, Any]:
+    """What came back of the stars that were put into the frames: of all tiles, the median a channel and the worst."""
+    parts = [told for t in spec.tiles if t in state.done and (told := state.done[t].figures.get("injected"))]
+    if not parts:
+        return {}
+    ratios = zip(*(p["flux_ratio"] for p in parts), strict=True)
+    return {
+        "stars": sum(p["stars"] for p in parts),
+        "flux_ratio": [statistics.median(ratio) for ratio in ratios],
+        "flux_worst": max((p["flux_worst"] for p in parts), key=lambda v: abs(v - 1.0)),
+        "offset_px": statistics.median(p["offset_px"] for p in parts),
+        "offset_max_px": max(p["offset_max_px"] for p in parts),
+    }
 
 
 def _members(plan: Plan, spec: MosaicSpec) -> list[FramePlan]:

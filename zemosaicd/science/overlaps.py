@@ -31,6 +31,7 @@ LEVEL_SIGMA, LEVEL_ROUNDS = 2.5, 3
 NOTHING = 1e30
 """Stands for a pixel without data among those of a block: farther than any limit, and no NaN to spread."""
 MATCH_PX = 2.0
+MAG_PER_LN = 2.5 / math.log(10.0)
 STAR_SNR = 10.0
 MAX_COMMON_STARS = 300
 FLUX_RATIO_FLOOR = 0.02
@@ -73,8 +74,9 @@ class Overlap:
 
     `x, y` (n,): centres of the blocks on the grid, px. `a, b` (C, n) float32: block medians. `block_px`: their side.
     `noise` (C,): standard deviation of the difference of two pixels. `gain` (C,): star flux in the first over the
-    second, NaN where no stars tell; `gain_sigma` its error. `stars`: how many the two have in common; `shift_px`: by
-    how much these lie apart in the median, x and y, first - second (NaN without stars).
+    second, NaN where no stars tell; `gain_sigma` its error, `scatter_mag` that of single stars.
+    `stars`: how many the two have in common; `shift_px`: by how much these lie apart in the median, x and y, first -
+    second (NaN without stars).
     """
 
     first: int
@@ -87,6 +89,7 @@ class Overlap:
     noise: F64
     gain: F64
     gain_sigma: F64
+    scatter_mag: tuple[float, ...] = ()
     stars: int = 0
     shift_px: tuple[float, float] = (math.nan, math.nan)
 
@@ -219,7 +222,7 @@ def overlap_of(first: int, second: int, a: TileSample, b: TileSample) -> Overlap
     if len(row) < MIN_BLOCKS:
         return None
     mine, theirs = matched(a.stars, b.stars)
-    gain, sigma = star_gain(a.stars, mine, b.stars, theirs)
+    gain, sigma, scatter = star_gain(a.stars, mine, b.stars, theirs)
     apart = [float(np.median(p[mine] - q[theirs])) if len(mine) else math.nan
              for p, q in ((a.stars.x, b.stars.x), (a.stars.y, b.stars.y))]  # fmt: skip
     middle = (block - 1) / 2
@@ -234,6 +237,7 @@ def overlap_of(first: int, second: int, a: TileSample, b: TileSample) -> Overlap
         noise=np.hypot(a.noise, b.noise),
         gain=gain,
         gain_sigma=sigma,
+        scatter_mag=tuple(scatter.tolist()),
         stars=len(mine),
         shift_px=(apart[0], apart[1]),
     )
@@ -268,13 +272,14 @@ def _nearest_of(ax: F64, ay: F64, bx: F64, by: F64, radius: float) -> I64:
     return found
 
 
-def star_gain(a: TileStars, mine: I64, b: TileStars, theirs: I64) -> tuple[F64, F64]:
-    """Star flux in `a` over star flux in `b` a channel, and its error, from stars of one sky: a[mine], b[theirs].
+def star_gain(a: TileStars, mine: I64, b: TileStars, theirs: I64) -> tuple[F64, F64, F64]:
+    """Star flux in `a` over star flux in `b` a channel, its error and its scatter (robust, mag), from stars of one sky:
+    a[mine], b[theirs].
 
     NaN without a star of SNR 10 in both. What cannot be excluded with few stars (a variable) is in the error.
     """
     channels = len(a.flux)
-    gain, error = np.full(channels, np.nan), np.full(channels, np.nan)
+    gain, error, scatter = np.full((3, channels), np.nan)
     for k in range(channels):
         flux_a, noise_a, flux_b, noise_b = a.flux[k, mine], a.noise[k, mine], b.flux[k, theirs], b.noise[k, theirs]
         with np.errstate(invalid="ignore"):
@@ -290,7 +295,8 @@ def star_gain(a: TileStars, mine: I64, b: TileStars, theirs: I64) -> tuple[F64, 
         if len(good) < FEW_STARS:
             least = math.hypot(least, FEW_STARS_FLOOR)
         gain[k], error[k] = math.exp(centre), max(sigma, least, GAIN_FLOOR)
-    return gain, error
+        scatter[k] = 1.4826 * float(np.median(np.abs(ratio - centre))) * MAG_PER_LN
+    return gain, error, scatter
 
 
 def _floor(ratio: F64, variance: F64) -> float:

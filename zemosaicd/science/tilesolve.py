@@ -54,8 +54,8 @@ class Seam:
     """One overlap before and after: median step first - second, ADU a channel, and its ratio to the pixel noise.
 
     `uneven_adu`: 90th percentile of |block residual| after the correction. `blocks`: how many blocks it rests on.
-    `gain_off_mag`: what is left of the ratio of star fluxes, NaN without stars; `stars` how many; `shift_px`: how far
-    they lie apart in the median, x and y.
+    `gain_off_mag`: what is left of the ratio of star fluxes, NaN without stars, `scatter_mag`: that of single stars;
+    `stars`: how many; `shift_px`: how far they lie apart in the median, x and y.
     """
 
     first: int
@@ -66,6 +66,7 @@ class Seam:
     after_sigma: tuple[float, ...]
     uneven_adu: tuple[float, ...]
     gain_off_mag: tuple[float, ...]
+    scatter_mag: tuple[float, ...]
     stars: int
     shift_px: tuple[float, float]
 
@@ -345,8 +346,8 @@ def _seam(o: Overlap, tiles: Sequence[TileCorrection]) -> Seam:
     sigma = [s / n if n > 0 else math.nan for s, n in zip(after, o.noise.tolist(), strict=True)]
     return Seam(
         first=o.first, second=o.second, blocks=len(o.x), before_adu=tuple(before), after_adu=tuple(after),
-        after_sigma=tuple(sigma), uneven_adu=tuple(uneven), gain_off_mag=tuple(gains), stars=o.stars,
-        shift_px=o.shift_px,
+        after_sigma=tuple(sigma), uneven_adu=tuple(uneven), gain_off_mag=tuple(gains),
+        scatter_mag=o.scatter_mag, stars=o.stars, shift_px=o.shift_px,
     )  # fmt: skip
 
 

@@ -247,7 +247,7 @@ class Effects:
             if phase != state.mode.plan_phase:
                 self._log.info("PHASE_UPDATE", session=session, phase=phase)
 
-        async def attempt() -> tuple[jobs.PhaseMade, dict[str, object], Path]:
+        async def attempt() -> tuple[jobs.PhaseMade, dict[str, Any], Path]:
             folder = await asyncio.to_thread(self._layout.output_folder, state, plan, spec)  # each time: it may be away
             await self._engine.record(*(ArtefactMade(session=session, artefact=a) for a in outputs.intended(folder)))
             staged = await asyncio.to_thread(outputs.stage, folder, revision)
@@ -286,6 +286,8 @@ class Effects:
             )
         )
         self._log.info("mosaic_published", session=session, path=str(where), verdict=report["verdict"])
+        for doubt in report["doubts"]:
+            self._log.warning("mosaic_doubted", session=session, mosaic=name, **doubt)
 
     async def _assemble(self, job: jobs.MakeMosaic) -> jobs.PhaseMade:
         """Runs the job; without memory for its band it is tried with half the band, down to an eighth (F10)."""

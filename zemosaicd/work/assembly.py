@@ -32,11 +32,12 @@ from zemosaicd.core.plan import union
 from zemosaicd.model import FramePlan, Grid, LogNote, MosaicSpec, Plan, Reason, SessionFailed
 from zemosaicd.science.preview import quality, stretch
 from zemosaicd.science.tilesolve import TileSolution, solve_tiles
+from zemosaicd.work.certificate import certify
 from zemosaicd.work.coadding import Coadd, add_all, band_rows
 from zemosaicd.work.fitswrite import OWN_BUDGET, write_fits
 from zemosaicd.work.jobs import MakeMosaic, PhaseMade
 from zemosaicd.work.measuring import Tile, open_tile, overlaps_of
-from zemosaicd.work.mosaicfile import frames_table, images_of
+from zemosaicd.work.mosaicfile import certificate_cards, frames_table, images_of
 from zemosaicd.work.planfiles import read_plan
 from zemosaicd.work.store import publish
 
@@ -65,6 +66,12 @@ def make_mosaic(job: MakeMosaic) -> PhaseMade:
         )
         with write_fits(Path(job.mosaic), images_of(job, spec, coadd), overwrite=True) as writer:
             small = add_all(coadd, writer, threads)
+            sharp = [t.character.fwhm_px / t.scale for t in tiles if math.isfinite(t.character.fwhm_px)]
+            sharpness = float(np.median(sharp)) if sharp else math.nan
+            counts = MODES[plan.mode].counts_frames
+            certificate = certify(writer, grid, spec.channels, sharpness, counts_frames=counts)
+            seams = _seams(solution, tiles)
+            writer.describe("", certificate_cards(certificate, seams, tiles))
             writer.table("FRAMES", frames_table(coadd.frames, tiles))
     if job.settings.preview:
         _write_preview(Path(job.preview), small, job.settings.preview_max_px)
@@ -73,7 +80,8 @@ def make_mosaic(job: MakeMosaic) -> PhaseMade:
         "height": grid.height,
         "scale_arcsec": sphere.scale_arcsec(grid.wcs),
         "predicted_mb": round(coadd.band_bytes(threads) / 1e6, 1),
-        "seams": _seams(solution, tiles),
+        "seams": seams,
+        "certificate": certificate,
         "photometry": _photometry(solution, tiles),
         "picture": _picture(small),
     }
@@ -127,17 +135,20 @@ def _seams(solution: TileSolution, tiles: Sequence[Tile]) -> dict[str, Any]:
             "uneven_adu": s.uneven_adu,
             "stars": s.stars,
             "gain_off_mag": s.gain_off_mag,
+            "scatter_mag": s.scatter_mag,
             "shift_px": s.shift_px,
         }
         for s in solution.seams
     ]
     worst = max((abs(v) for s in solution.seams for v in s.after_sigma if math.isfinite(v)), default=None)
+    scatters = [v for s in solution.seams for v in s.scatter_mag if math.isfinite(v)]
     gains = [abs(v) for s in solution.seams for v in s.gain_off_mag if math.isfinite(v)]
     return {
         "pairs": pairs,
         "worst_sigma": worst,
         "parts": solution.components,
         "gain_off_mag": float(np.median(gains)) if gains else None,
+        "scatter_mag": float(np.median(scatters)) if scatters else None,
     }
 
 

@@ -11,7 +11,7 @@ import os
 import threading
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, BinaryIO, Self
 
@@ -81,6 +81,30 @@ class FitsWriter:
             start_writeback(self._file.fileno(), place, rows * row_bytes)
         with self._counting:
             self._missing[name] -= rows * len(planes)
+
+    def window(self, name: str, box: tuple[int, int, int, int]) -> NDArray[Any]:
+        """What was written of a picture: left, top, right, bottom (excluded), (h, w) or (C, h, w), native."""
+        image = self._images[name]
+        left, top, right, bottom = box
+        height, width = image.shape[-2:]
+        if not (0 <= left <= right <= width and 0 <= top <= bottom <= height):
+            raise IndexError(f"{name or 'primary'}: {box} of {image.shape}")
+        stored, _, zero = STORED[image.dtype]
+        out = np.empty((_planes(image), bottom - top, right - left), stored)
+        for plane, row in np.ndindex(*out.shape[:2]):
+            place = self._offsets[name] + ((plane * height + top + row) * width + left) * out.itemsize
+            pread_into(self._file.fileno(), out[plane, row], place)
+        native = out.astype(out.dtype.newbyteorder("=")).reshape(*image.shape[:-2], *out.shape[1:])
+        return (native.astype(np.int32) + zero).astype(image.dtype) if zero else native
+
+    def describe(self, name: str, cards: Mapping[str, CardValue | tuple[CardValue, str]]) -> None:
+        """Give cards that a picture began with new values: what is known only when all is written."""
+        image = self._images[name]
+        if unknown := cards.keys() - image.cards.keys():
+            raise ValueError(f"{name or 'primary'}: no place was kept for {sorted(unknown)}")
+        primary = name == next(iter(self._images))
+        header = _image_header(replace(image, cards={**image.cards, **cards}), primary=primary)
+        _pwrite(self._file, header, self._offsets[name] - len(header))
 
     def table(self, name: str, columns: Mapping[str, ArrayLike]) -> None:
         """Append a binary table; numbers become 64-bit, texts ASCII, booleans logicals. All columns equally long."""

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 
 from zemosaicd import __version__, sphere
-from zemosaicd.core.cards import text
+from zemosaicd.core.cards import number, text
 from zemosaicd.core.modes import Mode
 from zemosaicd.model import FramePlan, Grid, MosaicSpec
 from zemosaicd.work.coadding import Coadd
@@ -60,7 +60,33 @@ def _cards(
     if first.observed_s is not None:
         cards["DATE-OBS"] = datetime.fromtimestamp(first.observed_s, UTC).strftime("%Y-%m-%dT%H:%M:%S")
         cards["MJD-OBS"] = math.floor(first.observed_s) / 86400.0 + 40587.0  # without it, readers warn and add it
-    return cards
+    return cards | certificate_cards({}, {}, [])
+
+
+def certificate_cards(figures: Mapping[str, Any], seams: Mapping[str, Any], tiles: Sequence[Tile]) -> dict[str, Any]:
+    """The certificate (work.certificate) as cards, undefined for what was not measured."""
+    noise, stars, seen = (figures.get(part) or {} for part in ("noise", "astrometry", "coverage"))
+    flux = [float(v) for t in tiles if (v := number(t.file.cards, "INJFLUX")) is not None]
+    offset = [float(v) for t in tiles if (v := number(t.file.cards, "INJPOS")) is not None]
+    ratio = noise.get("ratio") or [None]
+    values = {
+        "SEAMSIG": (seams.get("worst_sigma"), "largest step across an overlap, in sigmas of a pixel"),
+        "PHOTOFF": (seams.get("gain_off_mag"), "[mag] star fluxes in overlaps, median difference"),
+        "PHOTSCAT": (seams.get("scatter_mag"), "[mag] star fluxes in overlaps, scatter"),
+        "ASTRRMS": (stars.get("rms_arcsec"), "[arcsec] rms of stars against the catalogue"),
+        "ASTRMAX": (stars.get("max_arcsec"), "[arcsec] largest of these"),
+        "ASTRNUM": (stars.get("stars"), "stars that these are of"),
+        "INJFLUX": (
+            max(flux, key=lambda v: abs(v - 1.0), default=None),
+            "recovered flux of injected stars, worst tile",
+        ),
+        "INJPOS": (max(offset, default=None), "[pix] misplacement of injected stars, worst tile"),
+        "SEENFRAC": (seen.get("seen"), "share of the picture that was seen"),
+        "NOISERAT": (max(ratio, key=lambda v: abs((v or 1.0) - 1.0)), "measured noise over what WEIGHT says"),
+    }
+    return {
+        key: (v if isinstance(v, int) or v is None else float(f"{v:.6g}"), what) for key, (v, what) in values.items()
+    }
 
 
 def _unit(tiles: Sequence[Tile], mode: Mode) -> Any:

@@ -15,7 +15,7 @@ from __future__ import annotations
 import resource
 import time
 from collections import deque
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
@@ -29,6 +29,7 @@ from zemosaicd.core.plan import window_bytes, window_of
 from zemosaicd.model import Distortion, FramePlan, LogNote, Plan, Reason, TileFailed, TileSpec, Trail
 from zemosaicd.science import combine, coverage
 from zemosaicd.science.frame import repair_pixels
+from zemosaicd.science.injection import Light, with_star
 from zemosaicd.science.kernels import Box
 from zemosaicd.science.lattices import Levels
 from zemosaicd.science.normalise import Normalise, Weights, levels_of, weights_of
@@ -37,6 +38,7 @@ from zemosaicd.work.fitswrite import CardValue, ImageSpec, write_fits
 from zemosaicd.work.jobs import PhaseMade, StackSettings, StackTile
 from zemosaicd.work.planfiles import read_plan
 from zemosaicd.work.store import NpyPlane
+from zemosaicd.work.witness import recovered_stars
 
 F64 = NDArray[np.float64]
 
@@ -45,7 +47,7 @@ F64 = NDArray[np.float64]
 class Member:
     """A frame as the tile sees it: its cache, the way from the grid to its pixels, and its levels.
 
-    `fixed`: flat indices of its sensor's hot pixels, ascending.
+    `fixed`: flat indices of its sensor's hot pixels, ascending. `star`: light that is added to it (work.witness).
     """
 
     plane: NpyPlane
@@ -57,6 +59,7 @@ class Member:
     bayer: str
     width: int
     height: int
+    star: Light | None = None
 
     def lines(self, left: int, top: int) -> list[F64]:
         """The frame's trails as bands of a window that begins at (left, top) of the grid (rejection.mark_line)."""
@@ -82,6 +85,8 @@ class Member:
         """A box of the cache, (h, w) or (h, w, C), its sensor's hot pixels replaced by what is round them."""
         left, top, right, bottom = box
         pixels = np.ascontiguousarray(self.plane.rows(top, bottom)[:, left:right])
+        if self.star is not None:
+            pixels = with_star(pixels, (left, top), self.bayer, self.star)
         rows, columns = np.divmod(self.fixed, self.width)
         here = (rows >= top) & (rows < bottom) & (columns >= left) & (columns < right)
         if here.any():
@@ -126,9 +131,11 @@ def stack_tile(job: StackTile) -> PhaseMade:
         raise TileFailed(Reason(rule="mastertile_error_no_valid_images_from_cache", message=message))
     output = Path(job.output)
     output.parent.mkdir(parents=True, exist_ok=True)
-    figures, stats = _stack(prepare(plan, spec, frames, job.settings), frames, job.settings, output)
+    stack = prepare(plan, spec, frames, job.settings)
+    stars = recovered_stars(stack, frames, plan.frames[spec.reference])
+    figures, stats = _stack(stack, frames, job.settings, output, stars)
     return PhaseMade(
-        figures=figures,
+        figures=figures | {"injected": stars},
         notes=(LogNote(level="debug", event="MT_COVERAGE_STATS", fields=stats),),
         seconds=time.perf_counter() - started,
         peak_rss_mb=resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024,
@@ -187,14 +194,14 @@ class _Tally:
 
 
 def _stack(
-    stack: Stack, frames: Sequence[FramePlan], settings: StackSettings, output: Path
+    stack: Stack, frames: Sequence[FramePlan], settings: StackSettings, output: Path, stars: Mapping[str, Any]
 ) -> tuple[dict[str, object], dict[str, object]]:
     """Writes the tile; returns its figures and its coverage's (V7)."""
     spec = stack.spec
     height, width = spec.grid.height, spec.grid.width
     window = window_of(spec, settings.band_budget_bytes // settings.threads)
     covered, tally = np.zeros((height, width), np.bool_), _Tally(len(frames))
-    with write_fits(output, _images(spec, len(frames)), overwrite=True, mode=0o600) as writer:
+    with write_fits(output, _images(spec, len(frames), stars), overwrite=True, mode=0o600) as writer:
         for row0, band in _bands(stack, window, settings.threads):
             seen = band.count > 0
             covered[row0 : row0 + len(seen)] = seen
@@ -264,7 +271,7 @@ def _side_by_side(windows: Sequence[combine.Combined]) -> combine.Combined:
     )
 
 
-def _images(spec: TileSpec, frames: int) -> list[ImageSpec]:
+def _images(spec: TileSpec, frames: int, stars: Mapping[str, Any]) -> list[ImageSpec]:
     height, width = spec.grid.height, spec.grid.width
     cube = (spec.channels, height, width) if spec.channels > 1 else (height, width)
     cards: dict[str, CardValue | tuple[CardValue, str]] = {
@@ -273,6 +280,10 @@ def _images(spec: TileSpec, frames: int) -> list[ImageSpec]:
         "TILE": spec.tile,
         "GROUP": spec.group,
     }
+    if stars:
+        worst = max(stars["flux_ratio"], key=lambda ratio: abs(ratio - 1.0))
+        cards["INJFLUX"] = (float(f"{worst:.6g}"), "recovered flux of injected stars, worst channel")
+        cards["INJPOS"] = (float(f"{stars['offset_px']:.6g}"), "[pix] misplacement of injected stars")
     return [
         ImageSpec(name="", shape=cube, wcs=spec.grid.wcs, cards=cards),
         ImageSpec(name="WEIGHT", shape=cube, wcs=spec.grid.wcs, cards={"BUNIT": "ADU-2"}),
