@@ -64,7 +64,7 @@ def check_whole_or_absent(place: Place) -> None:
     """Whoever looks at the output after a crash sees a whole mosaic or none."""
     for mosaic in place.output.glob("*/mosaic*.fits"):
         with fits.open(mosaic) as hdus:
-            assert [hdu.name for hdu in hdus[1:]] == ["WEIGHT", "COVERAGE", "ALPHA", "FRAMES"]
+            assert [hdu.name for hdu in hdus[1:]] == ["WEIGHT", "COVERAGE", "REJECTED", "ALPHA", "FRAMES"]
 
 
 def check_end(place: Place, frames: dict[str, str]) -> None:

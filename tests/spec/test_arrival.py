@@ -10,7 +10,7 @@ import pytest
 
 from tests.nights import INLINE, Place, drop, night, pixels, undisturbed
 
-DATA = {"PRIMARY", "WEIGHT", "COVERAGE", "ALPHA"}
+DATA = {"PRIMARY", "WEIGHT", "COVERAGE", "REJECTED", "ALPHA"}
 
 
 def arrived_one_by_one(root: Path, frames: Sequence[Path]) -> dict[str, bytes]:

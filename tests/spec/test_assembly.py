@@ -106,6 +106,10 @@ def test_two_tiles_of_other_gain_and_level_join_without_a_seam(tmp_path: Path) -
         assert scenes.flux(picture, *place_of(grid, star)) == pytest.approx(star[2], rel=0.03)
 
 
+STRICT: dict[str, Any] = {"rejection": "kappa_sigma", "kappa_low": 1.5, "kappa_high": 1.5}
+"""So that something is rejected of clean frames."""
+
+
 @pytest.mark.parametrize("bayer", ["", "GRBG"])
 def test_a_stars_flux_is_conserved_from_frame_to_mosaic(tmp_path: Path, bayer: str) -> None:
     """Frame, tile, mosaic: within 1 % in every colour, in one tile and in the overlap of two."""
@@ -123,12 +127,22 @@ def test_a_stars_flux_is_conserved_from_frame_to_mosaic(tmp_path: Path, bayer: s
 
 def test_one_tile_goes_into_its_mosaic_unchanged(tmp_path: Path) -> None:
     """On a common lattice nothing is interpolated twice; what nobody saw stays NaN."""
-    plan = strip(tmp_path / "c", [3])
-    ((number, tile),) = scenes.stack_all(tmp_path, plan)
+    plan = strip(tmp_path / "c", [9])
+    ((number, tile),) = scenes.stack_all(tmp_path, plan, **STRICT)
     path, _ = scenes.mosaic(tmp_path, plan, [(number, tile)])
     before, after = scenes.planes(Path(tile)), scenes.planes(path)
-    for name in ("", "WEIGHT", "COVERAGE", "ALPHA"):
+    assert before["REJECTED"].any()
+    for name in ("", "WEIGHT", "COVERAGE", "REJECTED", "ALPHA"):
         np.testing.assert_allclose(after[name], before[name], rtol=1e-6, err_msg=name)
+
+
+def test_rejected_frames_are_counted_across_tiles(tmp_path: Path) -> None:
+    """Where two tiles saw the sky, what either of them rejected is told (issue 3: kept as a map)."""
+    plan = strip(tmp_path / "c", [6, 6])
+    tiles = scenes.stack_all(tmp_path, plan, **STRICT)
+    path, _ = scenes.mosaic(tmp_path, plan, tiles)
+    apart = sum(int(scenes.planes(Path(tile))["REJECTED"].sum()) for _, tile in tiles)
+    assert int(scenes.planes(path)["REJECTED"].sum()) == apart > 0
 
 
 def test_a_missing_tile_is_a_hole_of_nan(tmp_path: Path) -> None:
@@ -217,7 +231,7 @@ def test_the_mosaic_opens_elsewhere_with_its_wcs(tmp_path: Path, bayer: str) -> 
     shape = (grid.height, grid.width)
     with fits.open(path, memmap=False) as file:
         file.verify("exception")
-        assert [h.header.get("EXTNAME", "") for h in file] == ["", "WEIGHT", "COVERAGE", "ALPHA", "FRAMES"]
+        assert [h.header.get("EXTNAME", "") for h in file] == ["", "WEIGHT", "COVERAGE", "REJECTED", "ALPHA", "FRAMES"]
         assert [h.data.shape for h in file[:4]] == [(3, *shape) if bayer else shape] * 2 + [shape] * 2
         assert file[0].data.dtype == ">f4"
         assert (file[0].header["NCOMBINE"], file[0].header["NTILES"], file[0].header["EXPTOTAL"]) == (4, 2, 40.0)

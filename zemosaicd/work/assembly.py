@@ -7,8 +7,9 @@ A tile lies where its own header says: on the mosaic's lattice its pixels pass u
 projection they are interpolated (Lanczos-3).
 
 `mosaic.fits`: primary (C, H, W) or (H, W) float32, NaN where nothing was seen; `WEIGHT` of the same shape, inverse
-variance ADU^-2; `COVERAGE` (H, W) distinct frames, where tiles say (not in mode existing); `ALPHA` (H, W) 0..1; table
-`FRAMES`.
+variance ADU^-2; `COVERAGE` (H, W) distinct frames and `REJECTED` (H, W) those of which a sample was rejected, where
+tiles say (not in mode existing); `ALPHA` (H, W) 0..1; table `FRAMES`. Its header has the
+certificate (work.certificate).
 """
 
 from __future__ import annotations

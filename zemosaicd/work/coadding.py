@@ -111,7 +111,9 @@ def _write_band(writer: FitsWriter, sums: Sums, counts: FrameCount | None) -> F3
     writer.write("", sums.row0, picture[0] if flat else picture)
     writer.write("WEIGHT", sums.row0, ivar[0] if flat else ivar)
     if counts is not None:
-        writer.write("COVERAGE", sums.row0, counts.finish(sums.row0, len(sums.alpha)))
+        seen, rejected = counts.finish(sums.row0, len(sums.alpha))
+        writer.write("COVERAGE", sums.row0, seen)
+        writer.write("REJECTED", sums.row0, rejected)
     writer.write("ALPHA", sums.row0, sums.alpha)
     return picture
 

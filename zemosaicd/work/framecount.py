@@ -1,4 +1,6 @@
-"""COVERAGE of a mosaic: how many distinct frames each pixel has seen (R8), band by band."""
+"""COVERAGE and REJECTED of a mosaic: how many distinct frames each pixel has seen (R8), and how many were rejected
+there, band by band.
+"""
 
 from __future__ import annotations
 
@@ -13,7 +15,7 @@ from zemosaicd.model import FramePlan, Grid
 from zemosaicd.science.coadd import Slab
 from zemosaicd.science.distortion import recorded
 from zemosaicd.work.measuring import Tile
-from zemosaicd.work.tilefiles import COVERAGE
+from zemosaicd.work.tilefiles import COVERAGE, REJECTED
 
 CFA_EDGE_PX, PLANE_EDGE_PX = 4.0, 1.0
 """How far inside a frame its samples begin: CFA frames, and planes off by fractions (science.resample's footprint)."""
@@ -28,6 +30,7 @@ class FrameCount:
         self._frames = [f for f in frames if f.frame in self._shared]
         self._grid = grid
         self._counts: list[tuple[slice, slice, NDArray[np.int64]]] = []
+        self._rejected: list[tuple[slice, slice, NDArray[np.int64]]] = []
 
     def add(self, tile: Tile, slab: Slab, row0: int, rows: int) -> None:
         """Takes up a tile's part of the band; only tiles on the grid's own pixels count frames."""
@@ -40,10 +43,15 @@ class FrameCount:
         left, right = max(0, shift[0]), min(self._grid.width, shift[0] + tile.file.width)
         top = slab.row0 + shift[1] - row0
         here = slice(top, top + len(counted)), slice(left, right)
-        self._counts.append((*here, counted[:, left - shift[0] : right - shift[0]]))
+        columns = slice(left - shift[0], right - shift[0])
+        self._counts.append((*here, counted[:, columns]))
+        if tile.file.has(REJECTED):
+            lost = tile.file.rows(slab.row0, last, REJECTED)[0].astype(np.int64)
+            self._rejected.append((*here, lost[:, columns]))
 
-    def finish(self, row0: int, rows: int) -> NDArray[np.uint16]:
-        """The band's counts (rows, W); the next band begins."""
+    def finish(self, row0: int, rows: int) -> tuple[NDArray[np.uint16], NDArray[np.uint16]]:
+        """The band's counts (rows, W), and the rejected: a frame that two tiles rejected counts twice there. The next
+        band begins."""
         total = np.zeros((rows, self._grid.width), np.int64)
         deepest = np.zeros((rows, self._grid.width), np.int64)
         for y, x, counted in self._counts:
@@ -51,7 +59,11 @@ class FrameCount:
             deepest[y, x] = np.maximum(deepest[y, x], counted)
         self._counts.clear()
         counts = np.maximum(deepest, total - self._overcount(row0, rows))
-        return np.minimum(counts, np.iinfo(np.uint16).max).astype(np.uint16)
+        rejected = np.zeros_like(total)
+        for y, x, lost in self._rejected:
+            rejected[y, x] += lost
+        self._rejected.clear()
+        return _uint16(counts), _uint16(rejected)
 
     def _overcount(self, row0: int, rows: int) -> NDArray[np.int64]:
         """How often too many the tiles' coverages count a frame, (rows, W), from the frames' footprints."""
@@ -70,3 +82,7 @@ class FrameCount:
             inside &= (u <= frame.facts.width - 1 - edge) & (v <= frame.facts.height - 1 - edge)
             extra += self._shared[frame.frame] * inside
         return extra
+
+
+def _uint16(counts: NDArray[np.int64]) -> NDArray[np.uint16]:
+    return np.minimum(counts, np.iinfo(np.uint16).max).astype(np.uint16)

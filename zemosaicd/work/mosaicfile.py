@@ -33,7 +33,10 @@ def images_of(job: MakeMosaic, spec: MosaicSpec, coadd: Coadd) -> list[ImageSpec
         ImageSpec(name="WEIGHT", shape=cube, wcs=grid.wcs, cards={"BUNIT": ("ADU-2", "inverse variance")}),
     ]
     if mode.counts_frames:
-        images.append(ImageSpec(name="COVERAGE", shape=shape, dtype="uint16", wcs=grid.wcs, cards={"BUNIT": "frames"}))
+        images += [
+            ImageSpec(name=name, shape=shape, dtype="uint16", wcs=grid.wcs, cards={"BUNIT": "frames"})
+            for name in ("COVERAGE", "REJECTED")
+        ]
     return [*images, ImageSpec(name="ALPHA", shape=shape, wcs=grid.wcs)]
 
 

@@ -27,7 +27,7 @@ from zemosaicd.work.store import pread_into
 
 F32 = NDArray[np.float32]
 
-PICTURE, WEIGHT, COVERAGE, ALPHA = "", "WEIGHT", "COVERAGE", "ALPHA"
+PICTURE, WEIGHT, COVERAGE, REJECTED, ALPHA = "", "WEIGHT", "COVERAGE", "REJECTED", "ALPHA"
 INVERSE_VARIANCE = "ADU-2"
 """BUNIT of a WEIGHT that is one: other weights say nothing about noise."""
 ZEROS = 1e-3
@@ -219,9 +219,9 @@ def _plane(hdu: Hdu) -> Plane:
 
 
 def _add_companion(planes: dict[str, Plane], hdu: Hdu) -> None:
-    """Takes note of WEIGHT, COVERAGE or ALPHA as this program writes them."""
+    """Takes note of WEIGHT, COVERAGE, REJECTED or ALPHA as this program writes them."""
     name = text(hdu.cards, "EXTNAME")
-    if name not in (WEIGHT, COVERAGE, ALPHA) or hdu.compressed:
+    if name not in (WEIGHT, COVERAGE, REJECTED, ALPHA) or hdu.compressed:
         return
     plane = _plane(hdu)
     channels, height, width = planes[PICTURE].shape
@@ -272,4 +272,4 @@ def refuse_blank(path: Path) -> Rejected:
     return Rejected(Reason(rule="tile.blank", value=0, threshold=1, message=f"{path.name}: not a pixel has data"))
 
 
-__all__ = ["ALPHA", "COVERAGE", "PICTURE", "WEIGHT", "Incomplete", "SlidingRows", "TileFile", "tile_cards"]
+__all__ = ["ALPHA", "COVERAGE", "PICTURE", "REJECTED", "WEIGHT", "Incomplete", "SlidingRows", "TileFile", "tile_cards"]
