@@ -1,4 +1,4 @@
-# make demo | make test | make check | make run | sudo make install
+# make demo | make test | make check | make bench | make run | sudo make install
 VENV ?= .venv
 PYTHON ?= python3
 STAMP := $(VENV)/.installed
@@ -6,7 +6,7 @@ STAMP := $(VENV)/.installed
 PREFIX ?= /opt/zemosaicd
 CONFIG := /etc/zemosaicd.toml
 
-.PHONY: demo test check run install install-program install-service uninstall catalogue clean
+.PHONY: demo test check bench run install install-program install-service uninstall catalogue clean
 
 $(STAMP): pyproject.toml
 	$(PYTHON) -m venv $(VENV)
@@ -24,6 +24,16 @@ check: $(STAMP)  ## style and types
 	$(VENV)/bin/ruff format --check .
 	$(VENV)/bin/ruff check .
 	$(VENV)/bin/mypy
+
+# Peers are measured where they are there: siril-cli, SWarp, Montage; REPROJECT_PYTHON names a Python with reproject.
+bench: $(STAMP)  ## speed, memory and quality, beside the programs that people use (about half an hour)
+	$(VENV)/bin/python benchmarks/bench_stars.py
+	$(VENV)/bin/python benchmarks/bench_kernels.py
+	$(VENV)/bin/python benchmarks/bench_registration.py
+	$(VENV)/bin/python benchmarks/bench_process.py 1 50 200 1000
+	$(VENV)/bin/python benchmarks/bench_mosaic.py 2
+	$(VENV)/bin/python benchmarks/bench_mosaic.py 4 1
+	$(VENV)/bin/python benchmarks/bench_mosaic.py 16 1 --only zemosaicd
 
 run: $(STAMP)  ## the daemon, in this folder
 	$(VENV)/bin/zemosaicd run --config zemosaicd.toml
