@@ -89,7 +89,7 @@ def found(difference: F32, x: float, y: float, fwhm_px: float) -> tuple[F64, F64
     return flux, np.array([float(at_x[0]) - x, float(at_y[0]) - y])
 
 
-def spread_over(width: int, height: int, margin_px: float, seed: int, across: int = 3) -> F64:
+def spread_over(width: int, height: int, margin_px: float, seed: int, across: int = 2) -> F64:
     """Places (n, 2) of stars on a grid, at least `margin_px` inside: one in each of across x across cells, anywhere in
     the middle half of it; the same ones for the same seed. Empty where the grid has no room.
     """
