@@ -373,7 +373,7 @@ def test_a_master_tile_opens_elsewhere_with_its_wcs(tmp_path: Path, bayer: str) 
 
 
 def test_M5_the_prediction_stands_in_the_figures(tmp_path: Path) -> None:
-    """Megabytes of a band, lower for a smaller budget."""
+    """Megabytes of the worker, lower for a smaller budget."""
     plan = night(tmp_path / "c", 4)
     least, most = (scenes.stack(tmp_path, plan, band_budget_bytes=b)[1].figures["predicted_mb"] for b in (1, 1 << 30))
     assert isinstance(least, float)

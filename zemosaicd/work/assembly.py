@@ -15,8 +15,6 @@ certificate (work.certificate).
 from __future__ import annotations
 
 import math
-import resource
-import time
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack
@@ -38,6 +36,7 @@ from zemosaicd.work.coadding import Coadd, add_all, band_rows
 from zemosaicd.work.fitswrite import OWN_BUDGET, write_fits
 from zemosaicd.work.jobs import MakeMosaic, PhaseMade
 from zemosaicd.work.measuring import Tile, open_tile, overlaps_of
+from zemosaicd.work.meter import Meter
 from zemosaicd.work.mosaicfile import certificate_cards, frames_table, images_of
 from zemosaicd.work.planfiles import read_plan
 from zemosaicd.work.store import publish
@@ -47,7 +46,7 @@ F32 = NDArray[np.float32]
 
 def make_mosaic(job: MakeMosaic) -> PhaseMade:
     """Runs Phases 4 to 6 for one mosaic."""
-    started = time.perf_counter()
+    meter = Meter()
     plan = read_plan(Path(job.plan_path))
     spec = next(m for m in plan.mosaics if m.name == job.name)
     threads = max(1, job.settings.threads)
@@ -80,7 +79,7 @@ def make_mosaic(job: MakeMosaic) -> PhaseMade:
         "width": grid.width,
         "height": grid.height,
         "scale_arcsec": sphere.scale_arcsec(grid.wcs),
-        "predicted_mb": round(coadd.band_bytes(threads) / 1e6, 1),
+        "predicted_mb": meter.predicted_mb(coadd.band_bytes(threads)),
         "seams": seams,
         "certificate": certificate,
         "photometry": _photometry(solution, tiles),
@@ -89,8 +88,8 @@ def make_mosaic(job: MakeMosaic) -> PhaseMade:
     return PhaseMade(
         figures=figures,
         notes=_notes(figures, grid),
-        seconds=time.perf_counter() - started,
-        peak_rss_mb=resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024,
+        seconds=meter.seconds,
+        peak_rss_mb=meter.peak_rss_mb,
     )
 
 

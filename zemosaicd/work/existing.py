@@ -10,8 +10,6 @@ from __future__ import annotations
 import hashlib
 import math
 import os
-import resource
-import time
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -34,6 +32,7 @@ from zemosaicd.model import (
 )
 from zemosaicd.work import fitsio
 from zemosaicd.work.jobs import PhaseMade, PlanTiles
+from zemosaicd.work.meter import Meter
 from zemosaicd.work.planfiles import read_tiles, write_plan
 from zemosaicd.work.skymaps import SkyMap, image_to_grid, sky_map, tangent_wcs
 
@@ -55,7 +54,7 @@ class _Found:
 
 def plan_tiles(job: PlanTiles) -> PhaseMade:
     """Reads the tiles' headers and writes the plan."""
-    started = time.perf_counter()
+    meter = Meter()
     request = read_tiles(Path(job.tiles_path))
     found: dict[str, _Found] = {}
     left_out: list[LeftOut] = []
@@ -73,7 +72,7 @@ def plan_tiles(job: PlanTiles) -> PhaseMade:
                 reason = Reason(rule="duplicate", value=first.frame.path, message="the same tile under another name")
                 left_out.append(LeftOut(frame=tile.frame.frame, path=path, reason=reason))
     plan = make_plan(list(found.values()), left_out, request.settings)
-    seconds, peak = time.perf_counter() - started, resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
+    seconds, peak = meter.seconds, meter.peak_rss_mb
     write_plan(replace(plan, figures={"seconds": seconds, "peak_rss_mb": peak}), Path(job.plan_path))
     return PhaseMade(seconds=seconds, peak_rss_mb=peak)
 

@@ -7,8 +7,6 @@ The result is a function of the frames in canonical order and the settings; how 
 from __future__ import annotations
 
 import math
-import resource
-import time
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -43,6 +41,7 @@ from zemosaicd.science.tie import tie_session
 from zemosaicd.science.trails import own_trails
 from zemosaicd.work.catalogue import read_cone
 from zemosaicd.work.jobs import PhaseMade, PlanSession
+from zemosaicd.work.meter import Meter
 from zemosaicd.work.planfiles import read_request, write_plan
 
 CONE_STEP_DEG = 0.3
@@ -51,7 +50,7 @@ CONE_MARGIN_DEG = 0.4
 
 def plan_session(job: PlanSession) -> PhaseMade:
     """Runs Phase 2 and writes the plan."""
-    started = time.perf_counter()
+    meter = Meter()
     request = read_request(Path(job.frames_path))
     prepared, left_out = _distinct(request.frames)
     prepared.sort(key=lambda f: (f.facts.observed_s or 0.0, f.frame))
@@ -71,7 +70,7 @@ def plan_session(job: PlanSession) -> PhaseMade:
     frames, light = _with_skies(frames, {f.frame: f for f in prepared}, request.settings)
     hot = _fixed_pixels(prepared, lists, {f.frame: f.wcs for f in frames})
     plan = make_plan(frames, left_out, request.settings)
-    seconds, peak = time.perf_counter() - started, resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
+    seconds, peak = meter.seconds, meter.peak_rss_mb
     figures = _figures(joint, fixed) | light | {"fixed_pixels": float(sum(len(p) for p in hot.values()))}
     plan = replace(plan, fixed_pixels=hot, figures=figures | {"seconds": seconds, "peak_rss_mb": peak})
     write_plan(plan, Path(job.plan_path))

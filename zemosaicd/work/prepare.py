@@ -7,8 +7,6 @@ frame's bytes and the configuration alone (C7).
 
 from __future__ import annotations
 
-import resource
-import time
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from datetime import UTC, datetime
@@ -36,6 +34,7 @@ from zemosaicd.science.trails import find_trails
 from zemosaicd.work import fitsio
 from zemosaicd.work.catalogue import read_cone
 from zemosaicd.work.jobs import PrepareFrame, RebuildCache
+from zemosaicd.work.meter import Meter
 from zemosaicd.work.store import write_npy
 
 SATURATED = 65000.0
@@ -45,7 +44,7 @@ MOST_SUSPECTS = 20_000
 
 def prepare_frame(job: PrepareFrame) -> PreparedFrame:
     """Phase 1: read, repair, measure, cache, solve. Raises Rejected for a frame without sky."""
-    started = time.perf_counter()
+    meter = Meter()
     frame = _calibrated(job)
     facts = replace(frame.facts, scale_arcsec=job.scale_arcsec) if job.scale_arcsec else frame.facts
     blocks = _blocks(frame.pixels, facts.bayer)
@@ -82,8 +81,8 @@ def prepare_frame(job: PrepareFrame) -> PreparedFrame:
         blocks=blocks.to_bytes(),
         trails=trails,
         suspects=frame.suspects[:MOST_SUSPECTS].astype("<u4").tobytes(),
-        seconds=time.perf_counter() - started,
-        peak_rss_mb=resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024,
+        seconds=meter.seconds,
+        peak_rss_mb=meter.peak_rss_mb,
     )
 
 

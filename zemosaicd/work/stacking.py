@@ -12,8 +12,6 @@ A master tile is a FITS file: picture (C, H, W) float32 in the reference frame's
 
 from __future__ import annotations
 
-import resource
-import time
 from collections import deque
 from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
@@ -36,6 +34,7 @@ from zemosaicd.science.normalise import Normalise, Weights, levels_of, weights_o
 from zemosaicd.science.resample import NOISE_GAIN, NOTHING, Kernel, Source, resample, source_box
 from zemosaicd.work.fitswrite import CardValue, ImageSpec, write_fits
 from zemosaicd.work.jobs import PhaseMade, StackSettings, StackTile
+from zemosaicd.work.meter import Meter
 from zemosaicd.work.planfiles import read_plan
 from zemosaicd.work.store import NpyPlane
 from zemosaicd.work.witness import recovered_stars
@@ -122,7 +121,7 @@ class Stack:
 
 def stack_tile(job: StackTile) -> PhaseMade:
     """Runs Phase 3 for one tile and publishes it."""
-    started = time.perf_counter()
+    meter = Meter()
     plan = read_plan(Path(job.plan_path))
     spec = next(t for t in plan.tiles if t.tile == job.tile)
     frames = [plan.frames[f] for f in spec.frames if f not in job.without]
@@ -131,14 +130,15 @@ def stack_tile(job: StackTile) -> PhaseMade:
         raise TileFailed(Reason(rule="mastertile_error_no_valid_images_from_cache", message=message))
     output = Path(job.output)
     output.parent.mkdir(parents=True, exist_ok=True)
+    planned = job.settings.threads * window_bytes(spec, _window(spec, job.settings))
     stack = prepare(plan, spec, frames, job.settings)
     stars = recovered_stars(stack, frames, plan.frames[spec.reference])
     figures, stats = _stack(stack, frames, job.settings, output, stars)
     return PhaseMade(
-        figures=figures | {"injected": stars},
+        figures=figures | {"injected": stars, "predicted_mb": meter.predicted_mb(planned)},
         notes=(LogNote(level="debug", event="MT_COVERAGE_STATS", fields=stats),),
-        seconds=time.perf_counter() - started,
-        peak_rss_mb=resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024,
+        seconds=meter.seconds,
+        peak_rss_mb=meter.peak_rss_mb,
     )
 
 
@@ -199,7 +199,7 @@ def _stack(
     """Writes the tile; returns its figures and its coverage's (V7)."""
     spec = stack.spec
     height, width = spec.grid.height, spec.grid.width
-    window = window_of(spec, settings.band_budget_bytes // settings.threads)
+    window = _window(spec, settings)
     covered, tally = np.zeros((height, width), np.bool_), _Tally(len(frames))
     with write_fits(output, _images(spec, len(frames), stars), overwrite=True, mode=0o600) as writer:
         for row0, band in _bands(stack, window, settings.threads):
@@ -229,8 +229,12 @@ def _stack(
         "coverage_max": tally.deepest,
         "seen_fraction": seen_fraction,
         "rejected_pct": round(100.0 * tally.rejected / max(1, tally.samples), 3),
-        "predicted_mb": round(settings.threads * window_bytes(spec, window) / 1e6, 1),
     }, stats
+
+
+def _window(spec: TileSpec, settings: StackSettings) -> tuple[int, int]:
+    """Rows and columns of a window, of which each thread makes one at a time."""
+    return window_of(spec, settings.band_budget_bytes // settings.threads)
 
 
 def _bands(stack: Stack, window: tuple[int, int], threads: int) -> Iterator[tuple[int, combine.Combined]]:
