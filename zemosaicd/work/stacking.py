@@ -7,7 +7,8 @@ trace in the pixels.
 
 A master tile is a FITS file: picture (C, H, W) float32 in the reference frame's ADU, NaN where nothing was seen;
 `WEIGHT` (C, H, W) inverse variance a pixel, ADU^-2; `COVERAGE` (H, W) frames that contribute in all channels (V1);
-`REJECTED` (H, W) frames of which a sample was rejected; `ALPHA` (H, W) 0..1, rising from every edge of the data.
+`REJECTED` (H, W) frames of which a sample was rejected; `ALPHA` (H, W) 0..1, rising from every edge of the data,
+or of what is covered well (work.masking).
 """
 
 from __future__ import annotations
@@ -27,7 +28,7 @@ from numpy.typing import NDArray
 from zemosaicd import sphere
 from zemosaicd.core.plan import window_bytes, window_of
 from zemosaicd.model import Distortion, FramePlan, LogNote, Plan, Reason, TileFailed, TileSpec, Trail
-from zemosaicd.science import combine, coverage
+from zemosaicd.science import combine
 from zemosaicd.science.frame import repair_pixels
 from zemosaicd.science.kernels import Box
 from zemosaicd.science.lattices import Levels
@@ -35,6 +36,7 @@ from zemosaicd.science.normalise import Normalise, Weights, levels_of, weights_o
 from zemosaicd.science.resample import NOISE_GAIN, NOTHING, Kernel, Source, resample, source_box
 from zemosaicd.work.fitswrite import CardValue, ImageSpec, write_fits
 from zemosaicd.work.jobs import PhaseMade, StackSettings, StackTile
+from zemosaicd.work.masking import TileMask, gate
 from zemosaicd.work.planfiles import read_plan
 from zemosaicd.work.store import NpyPlane
 
@@ -126,10 +128,11 @@ def stack_tile(job: StackTile) -> PhaseMade:
         raise TileFailed(Reason(rule="mastertile_error_no_valid_images_from_cache", message=message))
     output = Path(job.output)
     output.parent.mkdir(parents=True, exist_ok=True)
-    figures, stats = _stack(prepare(plan, spec, frames, job.settings), frames, job.settings, output)
+    mask = TileMask(spec, len(frames), gate(plan, spec), job.settings.mask)
+    figures, notes = _stack(prepare(plan, spec, frames, job.settings), frames, job.settings, mask, output)
     return PhaseMade(
         figures=figures,
-        notes=(LogNote(level="debug", event="MT_COVERAGE_STATS", fields=stats),),
+        notes=tuple(notes),
         seconds=time.perf_counter() - started,
         peak_rss_mb=resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024,
     )
@@ -187,17 +190,17 @@ class _Tally:
 
 
 def _stack(
-    stack: Stack, frames: Sequence[FramePlan], settings: StackSettings, output: Path
-) -> tuple[dict[str, object], dict[str, object]]:
-    """Writes the tile; returns its figures and its coverage's (V7)."""
+    stack: Stack, frames: Sequence[FramePlan], settings: StackSettings, mask: TileMask, output: Path
+) -> tuple[dict[str, object], list[LogNote]]:
+    """Writes the tile; returns its figures and what is to be said of its coverage and alpha (V7)."""
     spec = stack.spec
     height, width = spec.grid.height, spec.grid.width
     window = window_of(spec, settings.band_budget_bytes // settings.threads)
-    covered, tally = np.zeros((height, width), np.bool_), _Tally(len(frames))
+    tally = _Tally(len(frames))
     with write_fits(output, _images(spec, len(frames)), overwrite=True, mode=0o600) as writer:
         for row0, band in _bands(stack, window, settings.threads):
             seen = band.count > 0
-            covered[row0 : row0 + len(seen)] = seen
+            mask.add(row0, band)
             tally.add(band)
             writer.write("", row0, _planes(np.where((band.weight > 0) & seen, band.mean, np.float32(np.nan))))
             writer.write("WEIGHT", row0, _planes(np.where(seen, band.inverse_variance, np.float32(0))))
@@ -207,8 +210,8 @@ def _stack(
             reason = Reason(rule="empty_tile", value=0, threshold=1, message=f"tile {spec.tile}: no pixel was seen")
             raise TileFailed(reason)  # F31: a reason, not a black tile
         short = min(min(f.facts.width, f.facts.height) for f in frames)
-        writer.write("ALPHA", 0, coverage.edge_weight(covered, settings.feather_fraction * min(short, height, width)))
-    seen_fraction = float(covered.mean())
+        notes = mask.write(writer, settings.feather_fraction * min(short, height, width))
+    seen_fraction = float(mask.covered.mean())
     stats: dict[str, object] = {
         "tile_id": spec.tile,
         "shape": f"{height}x{width}",
@@ -223,7 +226,7 @@ def _stack(
         "seen_fraction": seen_fraction,
         "rejected_pct": round(100.0 * tally.rejected / max(1, tally.samples), 3),
         "predicted_mb": round(settings.threads * window_bytes(spec, window) / 1e6, 1),
-    }, stats
+    }, [LogNote(level="debug", event="MT_COVERAGE_STATS", fields=stats), *notes]
 
 
 def _bands(stack: Stack, window: tuple[int, int], threads: int) -> Iterator[tuple[int, combine.Combined]]:
