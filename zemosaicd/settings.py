@@ -131,6 +131,7 @@ class Tiles:
     )
     attempts: int = key(3, "How often a tile is tried before it becomes a hole.", unit="times", low=1, high=100)
     memory_mb: int = key(512, "Memory for the bands of one tile.", unit="MB", low=16, high=1_000_000)
+    edge_trim: bool = key(False, "Cut rows and columns almost without data off the edges of tiles.")
     altaz_cleanup_enabled: bool = key(
         False,
         "Mask weakly covered edges of alt-az tiles; on by itself for a session that has some.",

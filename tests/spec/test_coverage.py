@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from zemosaicd.science.coverage import MaskRule, edge_weight, feather, mask_of, opened, unusable
+from zemosaicd.science.coverage import MaskRule, Trim, edge_weight, feather, mask_of, opened, trim_of, unusable
 
 SHAPE = (12, 17)
 
@@ -183,3 +183,15 @@ def test_V8_alpha_at_the_one_threshold_empties_and_below_the_other_counts_as_not
 def test_V6_a_map_that_cannot_be_the_pictures_is_named_not_stretched(coverage: np.ndarray, reason: str) -> None:
     """The reasons of MT_COVERAGE_IGNORED."""
     assert unusable(coverage, (4, 5)) == reason
+
+
+def test_V5_only_margins_almost_without_data_are_trimmed() -> None:
+    """A column with one pixel in 200 goes, one with three stays; gaps within stay; so does a picture of nothing."""
+    valid = np.zeros((200, 300), np.bool_)
+    valid[20:190, 40:250] = True
+    valid[100, 250] = True
+    valid[100:103, 39] = True
+    valid[60:80] = False
+    assert trim_of(valid) == Trim(top=20, bottom=10, left=39, right=50)
+    assert not trim_of(np.ones((4, 5), np.bool_))
+    assert not trim_of(np.zeros((4, 5), np.bool_))

@@ -146,7 +146,7 @@ def test_V8_each_key_reaches_the_mask() -> None:
         "altaz_nanize_threshold": 0.01,
         "altaz_alpha_soft_threshold": 0.02,
     }
-    pairs = [f"tiles.{key}={value}" for key, value in keys.items()]
+    pairs = ["tiles.edge_trim=true", *(f"tiles.{key}={value}" for key, value in keys.items())]
     config = load(None, ["paths.incoming=['/in']", *pairs])
     assert SessionConfigs.stack_settings(config).mask == MaskSettings(
         min_coverage_abs=2.0,
@@ -154,6 +154,7 @@ def test_V8_each_key_reaches_the_mask() -> None:
         morph_open_px=5,
         nanize_threshold=0.01,
         alpha_soft_threshold=0.02,
+        edge_trim=True,
     )
 
 
@@ -164,6 +165,30 @@ def test_V5_the_mask_does_not_know_how_the_tile_was_cut_up(tmp_path: Path, setti
     whole, _ = scenes.stack(tmp_path, plan)
     cut, _ = scenes.stack(tmp_path, plan, name="_cut", **settings)
     assert whole.read_bytes() == cut.read_bytes()
+
+
+def test_V5_a_trimmed_tile_keeps_its_sky_and_its_pixels(tmp_path: Path) -> None:
+    """Margins go and CRPIX moves with them; what is left, and the mosaic, is the same. Off by default."""
+    plan = turning(tmp_path / "c", ALT_AZ)
+    whole, _ = scenes.stack(tmp_path, plan)
+    mosaic = scenes.planes(scenes.mosaic(tmp_path, plan, [(1, str(whole))])[0])
+    cut, made = scenes.stack(tmp_path, plan, name="_cut", mask=MaskSettings(edge_trim=True))
+    ((trim,), (flags,)) = events(made, "MT_EDGE_TRIM"), events(made, "MT_PIPELINE_FLAGS")
+    assert flags["edge_trim"] is True
+    top, bottom, left, right = (int(str(trim[side])) for side in ("top", "bottom", "left", "right"))
+    assert min(top, bottom, left, right) > 0
+    small, large = scenes.planes(cut), scenes.planes(whole)
+    height, width = large[""].shape
+    for name, plane in small.items():
+        assert np.array_equal(plane, large[name][top : height - bottom, left : width - right], equal_nan=True)
+    sky = [WCS(fits.getheader(path)).pixel_to_world_values(x, y) for path, x, y in ((whole, left, top), (cut, 0, 0))]
+    np.testing.assert_allclose(sky[0], sky[1], atol=1e-10)
+    again = scenes.planes(scenes.mosaic(tmp_path, plan, [(1, str(cut))])[0])
+    kept = np.isfinite(again[""])
+    assert again[""].shape == mosaic[""].shape
+    assert kept.sum() > 0.97 * np.isfinite(mosaic[""]).sum()
+    assert np.array_equal(again["COVERAGE"][kept], mosaic["COVERAGE"][kept])
+    np.testing.assert_allclose(again[""][kept], mosaic[""][kept], rtol=1e-4)
 
 
 # --- into the mosaic -----------------------------------------------------------------------------------------------

@@ -17,8 +17,8 @@ class Mode:
     """One way to a mosaic. `phases`: those it goes through. `planner`: what makes its plan (shell.planners).
 
     `takes_pictures`: its input are finished pictures with a WCS, not raw frames. `counts_frames`: its tiles know how
-    many frames each of their pixels has seen. `masks_tiles`: its alt-az tiles get a mask (V8). `warm_up`: what a worker
-    of it imports at once (a function of work.jobs); `many_jobs`: there is work for several of them.
+    many frames each of their pixels has seen. `masks_tiles`: its tiles get what SPEC's section 6 says (V8). `warm_up`:
+    what a worker of it imports at once (a function of work.jobs); `many_jobs`: there is work for several of them.
     """
 
     name: str

@@ -57,6 +57,35 @@ def mask_of(coverage: NDArray[np.generic], frames: int, rule: MaskRule, feather_
     return Mask(alpha=np.where(alpha < rule.nothing_alpha, np.float32(0.0), alpha), hidden=hidden, threshold=threshold)
 
 
+TRIM_SHARE = 0.01
+"""A row or column with data in no larger share of it is almost wholly invalid (V5)."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Trim:
+    """How many rows and columns are cut off each side of a picture."""
+
+    top: int = 0
+    bottom: int = 0
+    left: int = 0
+    right: int = 0
+
+    def __bool__(self) -> bool:
+        return bool(self.top or self.bottom or self.left or self.right)
+
+
+def trim_of(valid: Flags) -> Trim:
+    """The rows and columns at the edges of a picture (H, W) that are almost wholly invalid; none if all are."""
+    rows = np.flatnonzero(valid.mean(axis=1) > TRIM_SHARE)
+    columns = np.flatnonzero(valid.mean(axis=0) > TRIM_SHARE)
+    if not rows.size or not columns.size:
+        return Trim()
+    height, width = valid.shape
+    return Trim(
+        top=int(rows[0]), bottom=height - 1 - int(rows[-1]), left=int(columns[0]), right=width - 1 - int(columns[-1])
+    )
+
+
 def unusable(coverage: NDArray[np.generic], shape: tuple[int, int]) -> str:
     """Why a coverage map cannot be the mask of a picture of this shape (V6); "" if it can.
 

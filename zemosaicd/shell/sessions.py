@@ -90,6 +90,7 @@ class SessionConfigs:
                 morph_open_px=tiles.altaz_morph_open_px,
                 nanize_threshold=tiles.altaz_nanize_threshold,
                 alpha_soft_threshold=tiles.altaz_alpha_soft_threshold,
+                edge_trim=tiles.edge_trim,
             ),
             band_budget_bytes=tiles.memory_mb * 1_000_000,
         )

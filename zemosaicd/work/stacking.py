@@ -36,7 +36,7 @@ from zemosaicd.science.normalise import Normalise, Weights, levels_of, weights_o
 from zemosaicd.science.resample import NOISE_GAIN, NOTHING, Kernel, Source, resample, source_box
 from zemosaicd.work.fitswrite import CardValue, ImageSpec, write_fits
 from zemosaicd.work.jobs import PhaseMade, StackSettings, StackTile
-from zemosaicd.work.masking import TileMask, gate
+from zemosaicd.work.masking import TileMask, trimmed
 from zemosaicd.work.planfiles import read_plan
 from zemosaicd.work.store import NpyPlane
 
@@ -128,8 +128,10 @@ def stack_tile(job: StackTile) -> PhaseMade:
         raise TileFailed(Reason(rule="mastertile_error_no_valid_images_from_cache", message=message))
     output = Path(job.output)
     output.parent.mkdir(parents=True, exist_ok=True)
-    mask = TileMask(spec, len(frames), gate(plan, spec), job.settings.mask)
+    mask = TileMask(plan, spec, len(frames), job.settings.mask)
     figures, notes = _stack(prepare(plan, spec, frames, job.settings), frames, job.settings, mask, output)
+    if mask.trim:
+        notes.append(trimmed(output, _images(spec, len(frames)), mask.trim, spec.tile))
     return PhaseMade(
         figures=figures,
         notes=tuple(notes),
