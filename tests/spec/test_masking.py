@@ -20,8 +20,9 @@ from zemosaicd.model import MountMode, Plan
 from zemosaicd.science.coverage import MaskRule, edge_weight, mask_of
 from zemosaicd.shell.sessions import SessionConfigs
 from zemosaicd.simulate import Night
+from zemosaicd.work.fitswrite import ImageSpec, write_fits
 from zemosaicd.work.jobs import MaskSettings, PhaseMade
-from zemosaicd.work.masking import gate
+from zemosaicd.work.masking import TileMask, gate
 
 EQ, ALT_AZ, UNKNOWN = MountMode.EQ, MountMode.ALT_AZ, MountMode.UNKNOWN
 BASE = values.wcs_at(83.8, -5.4)
@@ -188,6 +189,23 @@ def test_V8_each_key_reaches_the_mask() -> None:
         alpha_soft_threshold=0.02,
         edge_trim=True,
     )
+
+
+def test_V6_a_tile_whose_coverage_is_no_use_goes_on_without_a_mask(tmp_path: Path) -> None:
+    """A warning with the reason, and the alpha that a tile without a mask has."""
+    plan = turning(tmp_path / "c", ALT_AZ)
+    (spec,), shape = plan.tiles, (plan.tiles[0].grid.height, plan.tiles[0].grid.width)
+    mask = TileMask(plan, spec, 6, MaskSettings())
+    mask.covered[:] = True  # but nothing was ever counted
+    images = [ImageSpec(name="", shape=shape), ImageSpec(name="ALPHA", shape=shape)]
+    with write_fits(tmp_path / "tile.fits", images) as writer:
+        writer.write("", 0, np.ones(shape, np.float32))
+        notes = mask.write(writer, 5.0)
+    assert (notes[0].level, notes[0].event) == ("warning", "MT_COVERAGE_IGNORED")
+    assert notes[0].fields == {"tile_id": 1, "reason": "empty"}
+    tile = scenes.planes(tmp_path / "tile.fits")
+    assert (tile[""] == 1).all()
+    assert np.array_equal(tile["ALPHA"], edge_weight(mask.covered, 5.0))
 
 
 @pytest.mark.parametrize("settings", [{"band_budget_bytes": 1}, {"threads": 3, "band_budget_bytes": 1}])

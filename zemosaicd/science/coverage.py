@@ -50,9 +50,9 @@ class Mask:
 
 def mask_of(coverage: NDArray[np.generic], frames: int, rule: MaskRule, feather_px: float) -> Mask:
     """The mask of a usable coverage map (H, W) of `frames` frames: enough, opened, feathered by distance (V4)."""
-    seen = np.asarray(coverage, np.float32)
-    threshold = rule.threshold(float(seen.max()), frames)
-    alpha = edge_weight(opened((seen > 0) & (seen >= threshold), rule.opening_px), feather_px)
+    threshold = rule.threshold(float(np.max(coverage)), frames)
+    enough = np.greater(coverage, 0) & np.greater_equal(coverage, threshold)
+    alpha = edge_weight(opened(enough, rule.opening_px), feather_px)
     hidden = alpha <= rule.empty_alpha
     return Mask(alpha=np.where(alpha < rule.nothing_alpha, np.float32(0.0), alpha), hidden=hidden, threshold=threshold)
 
@@ -133,4 +133,5 @@ def _distance(valid: Flags) -> Pixels:
         return np.full(valid.shape, np.float32(np.hypot(*valid.shape) + 1.0), np.float32)
     near = cv2.distanceTransform(valid.astype(np.uint8), cv2.DIST_L2, cv2.DIST_MASK_PRECISE).astype(np.float64)
     # Its last bit depends on how many threads opencv has (C7); a squared distance is a whole number.
-    return np.sqrt(np.rint(near * near)).astype(np.float32)
+    near *= near
+    return np.sqrt(np.rint(near, out=near), out=near).astype(np.float32)
