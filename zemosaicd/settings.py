@@ -131,29 +131,24 @@ class Tiles:
     )
     attempts: int = key(3, "How often a tile is tried before it becomes a hole.", unit="times", low=1, high=100)
     memory_mb: int = key(512, "Memory for the bands of one tile.", unit="MB", low=16, high=1_000_000)
+    edge_trim: bool = key(False, "Cut rows and columns almost without data off the edges of tiles.")
     altaz_cleanup_enabled: bool = key(
         False,
-        "Mask weakly covered edges of alt-az tiles (on by itself when needed); decided and logged, not applied yet.",
+        "Mask weakly covered edges of alt-az tiles; on by itself for a session that has some.",
     )
     altaz_min_coverage_abs: float = key(
-        3.0, "Pixels seen by fewer frames are masked; not applied yet.", unit="frames", low=0, high=1_000_000
+        3.0, "Pixels seen by fewer frames are masked.", unit="frames", low=0, high=1_000_000
     )
     altaz_min_coverage_frac: float = key(
         0.4,
-        "Pixels below this part of the best coverage are masked; not applied yet.",
+        "Pixels below this part of the best coverage are masked.",
         unit="of the maximum",
         low=0,
         high=1,
     )
-    altaz_morph_open_px: int = key(
-        3, "Smaller islands of the mask are removed; 0: none; not applied yet.", unit="px", low=0, high=1000
-    )
-    altaz_nanize_threshold: float = key(
-        0.001, "Alpha at or below this becomes empty; not applied yet.", unit="alpha", low=0, high=1
-    )
-    altaz_alpha_soft_threshold: float = key(
-        0.001, "Alpha below this counts as nothing; not applied yet.", unit="alpha", low=0, high=1
-    )
+    altaz_morph_open_px: int = key(3, "Smaller islands of the mask are removed; 0: none.", unit="px", low=0, high=1000)
+    altaz_nanize_threshold: float = key(0.001, "Alpha at or below this becomes empty.", unit="alpha", low=0, high=1)
+    altaz_alpha_soft_threshold: float = key(0.001, "Alpha below this counts as nothing.", unit="alpha", low=0, high=1)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

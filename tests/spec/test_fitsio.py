@@ -191,6 +191,24 @@ def test_our_files_are_read_back_by_rows(tmp_path: Path) -> None:
         read_image(path, "WEIGHT")
 
 
+def test_V5_pixels_are_filled_in_place_in_every_plane_and_no_other_is_touched(tmp_path: Path) -> None:
+    """Only pictures in float32 can be filled, by a mask of their own shape."""
+    pixels = np.random.default_rng(5).normal(size=(3, 20, 30)).astype(np.float32)
+    where = np.random.default_rng(6).random((20, 30)) > 0.6
+    path = tmp_path / "a.fits"
+    images = [ImageSpec(name="", shape=(3, 20, 30)), ImageSpec(name="COVERAGE", shape=(20, 30), dtype="uint16")]
+    with write_fits(path, images) as writer:
+        writer.write("", 0, pixels)
+        writer.write("COVERAGE", 0, np.ones((20, 30), np.uint16))
+        writer.fill("", where, np.nan)
+        with pytest.raises(ValueError, match="cannot be filled"):
+            writer.fill("COVERAGE", where, 0.0)
+        with pytest.raises(ValueError, match="cannot be filled"):
+            writer.fill("", where[1:], 0.0)
+    assert np.array_equal(fits.getdata(path), np.where(where, np.float32(np.nan), pixels), equal_nan=True)
+    assert (fits.getdata(path, "COVERAGE") == 1).all()
+
+
 def test_wcs_cards_say_the_same_sky_to_astropy(tmp_path: Path) -> None:
     """Our 0-based TAN solution, written 1-based, puts a pixel where astropy puts it, and reads back unchanged."""
     path = tmp_path / "mosaic.fits"

@@ -17,8 +17,8 @@ class Mode:
     """One way to a mosaic. `phases`: those it goes through. `planner`: what makes its plan (shell.planners).
 
     `takes_pictures`: its input are finished pictures with a WCS, not raw frames. `counts_frames`: its tiles know how
-    many frames each of their pixels has seen. `warm_up`: what a worker of it imports at once (a function of work.jobs);
-    `many_jobs`: there is work for several of them.
+    many frames each of their pixels has seen. `masks_tiles`: its tiles get what SPEC's section 6 says (V8). `warm_up`:
+    what a worker of it imports at once (a function of work.jobs); `many_jobs`: there is work for several of them.
     """
 
     name: str
@@ -26,6 +26,7 @@ class Mode:
     planner: str
     takes_pictures: bool = False
     counts_frames: bool = True
+    masks_tiles: bool = False
     warm_up: str = "warm_up"
     many_jobs: bool = True
 
@@ -43,7 +44,7 @@ class Mode:
 MODES: dict[str, Mode] = {
     mode.name: mode
     for mode in (
-        Mode(name="classic", phases=("0", "1", "2", "3", "4", "5", "6", "7"), planner="frames"),
+        Mode(name="classic", phases=("0", "1", "2", "3", "4", "5", "6", "7"), planner="frames", masks_tiles=True),
         Mode(
             name="existing",
             phases=("0", "4", "5", "6", "7"),

@@ -107,12 +107,19 @@ def place(transform: Transform, box: Box, width: int, height: int) -> Placement:
         error = _error_px(transform, nodes, x, y, width, height)
         if error <= MAX_ERROR_PX:
             break
-    area = _area(nodes, step)
+    area, shift = _area(nodes, step), _whole_shift(nodes, x, y)
+    if shift is not None:  # no farther than the image: it may be a trimmed one (V5)
+        box = (
+            max(box[0], shift[0]),
+            max(box[1], shift[1]),
+            min(box[2], shift[0] + width),
+            min(box[3], shift[1] + height),
+        )
     return Placement(
         width=width,
         height=height,
         box=box,
-        shift=_whole_shift(nodes, x, y),
+        shift=shift,
         step=step,
         x_node=x_node,
         y_node=y_node,

@@ -22,7 +22,7 @@ from zemosaicd.core.sessions import ClosingPolicy, SessionPolicy, SessionScope
 from zemosaicd.model import Reason
 from zemosaicd.settings import Config
 from zemosaicd.work.fitsblocks import Budget
-from zemosaicd.work.jobs import MosaicSettings, StackSettings
+from zemosaicd.work.jobs import MaskSettings, MosaicSettings, StackSettings
 
 SESSION_FILE = "session.toml"
 
@@ -84,6 +84,14 @@ class SessionConfigs:
             weights=tiles.weights,
             kernel=tiles.kernel,
             feather_fraction=config.mosaic.feather_fraction,
+            mask=MaskSettings(
+                min_coverage_abs=tiles.altaz_min_coverage_abs,
+                min_coverage_frac=tiles.altaz_min_coverage_frac,
+                morph_open_px=tiles.altaz_morph_open_px,
+                nanize_threshold=tiles.altaz_nanize_threshold,
+                alpha_soft_threshold=tiles.altaz_alpha_soft_threshold,
+                edge_trim=tiles.edge_trim,
+            ),
             band_budget_bytes=tiles.memory_mb * 1_000_000,
         )
 

@@ -106,6 +106,22 @@ class FitsWriter:
         header = _image_header(replace(image, cards={**image.cards, **cards}), primary=primary)
         _pwrite(self._file, header, self._offsets[name] - len(header))
 
+    def fill(self, name: str, where: NDArray[np.bool_], value: float) -> None:
+        """Put a value in place of pixels of a float32 picture that are written already, in all planes; where (H, W)."""
+        image = self._images[name]
+        if image.dtype != "float32" or where.shape != image.shape[-2:]:
+            raise ValueError(f"{name or 'primary'}: {image.dtype} {image.shape} cannot be filled by {where.shape}")
+        height, width = where.shape
+        stored = np.dtype(STORED[image.dtype][0])
+        line = np.full(width, value, stored).tobytes()
+        edges = np.diff(where.astype(np.int8), axis=1, prepend=0, append=0)
+        for (row, first), (_, end) in zip(
+            np.argwhere(edges > 0).tolist(), np.argwhere(edges < 0).tolist(), strict=True
+        ):
+            for plane in range(_planes(image)):
+                place = self._offsets[name] + ((plane * height + row) * width + first) * stored.itemsize
+                _pwrite(self._file, line[: (end - first) * stored.itemsize], place)
+
     def table(self, name: str, columns: Mapping[str, ArrayLike]) -> None:
         """Append a binary table; numbers become 64-bit, texts ASCII, booleans logicals. All columns equally long."""
         stored = {key: _column(np.asarray(values)) for key, values in columns.items()}

@@ -110,6 +110,19 @@ class PlanTiles:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class MaskSettings:
+    """Keys altaz_* of table [tiles]: the mask of alt-az tiles; and whether any tile's empty margins are cut off
+    (work.masking)."""
+
+    min_coverage_abs: float = 3.0
+    min_coverage_frac: float = 0.4
+    morph_open_px: int = 3
+    nanize_threshold: float = 0.001
+    alpha_soft_threshold: float = 0.001
+    edge_trim: bool = False
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class StackSettings:
     """Table [tiles] as far as the stack needs it, and the width of the blend at a tile's edge.
 
@@ -124,6 +137,7 @@ class StackSettings:
     weights: str = "auto"
     kernel: str = "kriging"
     feather_fraction: float = 0.1
+    mask: MaskSettings = field(default_factory=MaskSettings)
     band_budget_bytes: int = 512 << 20
     threads: int = 1
 

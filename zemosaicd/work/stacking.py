@@ -7,7 +7,8 @@ trace in the pixels.
 
 A master tile is a FITS file: picture (C, H, W) float32 in the reference frame's ADU, NaN where nothing was seen;
 `WEIGHT` (C, H, W) inverse variance a pixel, ADU^-2; `COVERAGE` (H, W) frames that contribute in all channels (V1);
-`REJECTED` (H, W) frames of which a sample was rejected; `ALPHA` (H, W) 0..1, rising from every edge of the data.
+`REJECTED` (H, W) frames of which a sample was rejected; `ALPHA` (H, W) 0..1, rising from every edge of the data,
+or of what is covered well (work.masking).
 """
 
 from __future__ import annotations
@@ -25,7 +26,7 @@ from numpy.typing import NDArray
 from zemosaicd import sphere
 from zemosaicd.core.plan import window_bytes, window_of
 from zemosaicd.model import Distortion, FramePlan, LogNote, Plan, Reason, TileFailed, TileSpec, Trail
-from zemosaicd.science import combine, coverage
+from zemosaicd.science import combine
 from zemosaicd.science.frame import repair_pixels
 from zemosaicd.science.injection import Light, with_star
 from zemosaicd.science.kernels import Box
@@ -34,6 +35,7 @@ from zemosaicd.science.normalise import Normalise, Weights, levels_of, weights_o
 from zemosaicd.science.resample import NOISE_GAIN, NOTHING, Kernel, Source, resample, source_box
 from zemosaicd.work.fitswrite import CardValue, ImageSpec, write_fits
 from zemosaicd.work.jobs import PhaseMade, StackSettings, StackTile
+from zemosaicd.work.masking import TileMask, trimmed
 from zemosaicd.work.meter import Meter
 from zemosaicd.work.planfiles import read_plan
 from zemosaicd.work.store import NpyPlane
@@ -133,10 +135,14 @@ def stack_tile(job: StackTile) -> PhaseMade:
     planned = job.settings.threads * window_bytes(spec, _window(spec, job.settings))
     stack = prepare(plan, spec, frames, job.settings)
     stars = recovered_stars(stack, frames, plan.frames[spec.reference])
-    figures, stats = _stack(stack, frames, job.settings, output, stars)
+    images = _images(spec, len(frames), stars)
+    mask = TileMask(plan, spec, len(frames), job.settings.mask)
+    figures, notes = _stack(stack, frames, job.settings, mask, images, output)
+    if mask.trim:
+        notes.append(trimmed(output, images, mask.trim, spec.tile))
     return PhaseMade(
         figures=figures | {"injected": stars, "predicted_mb": meter.predicted_mb(planned)},
-        notes=(LogNote(level="debug", event="MT_COVERAGE_STATS", fields=stats),),
+        notes=tuple(notes),
         seconds=meter.seconds,
         peak_rss_mb=meter.peak_rss_mb,
     )
@@ -194,17 +200,21 @@ class _Tally:
 
 
 def _stack(
-    stack: Stack, frames: Sequence[FramePlan], settings: StackSettings, output: Path, stars: Mapping[str, Any]
-) -> tuple[dict[str, object], dict[str, object]]:
-    """Writes the tile; returns its figures and its coverage's (V7)."""
+    stack: Stack,
+    frames: Sequence[FramePlan],
+    settings: StackSettings,
+    mask: TileMask,
+    images: Sequence[ImageSpec],
+    output: Path,
+) -> tuple[dict[str, object], list[LogNote]]:
+    """Writes the tile; returns its figures and what is to be said of its coverage and alpha (V7)."""
     spec = stack.spec
     height, width = spec.grid.height, spec.grid.width
-    window = _window(spec, settings)
-    covered, tally = np.zeros((height, width), np.bool_), _Tally(len(frames))
-    with write_fits(output, _images(spec, len(frames), stars), overwrite=True, mode=0o600) as writer:
+    window, tally = _window(spec, settings), _Tally(len(frames))
+    with write_fits(output, images, overwrite=True, mode=0o600) as writer:
         for row0, band in _bands(stack, window, settings.threads):
             seen = band.count > 0
-            covered[row0 : row0 + len(seen)] = seen
+            mask.add(row0, band)
             tally.add(band)
             writer.write("", row0, _planes(np.where((band.weight > 0) & seen, band.mean, np.float32(np.nan))))
             writer.write("WEIGHT", row0, _planes(np.where(seen, band.inverse_variance, np.float32(0))))
@@ -214,8 +224,8 @@ def _stack(
             reason = Reason(rule="empty_tile", value=0, threshold=1, message=f"tile {spec.tile}: no pixel was seen")
             raise TileFailed(reason)  # F31: a reason, not a black tile
         short = min(min(f.facts.width, f.facts.height) for f in frames)
-        writer.write("ALPHA", 0, coverage.edge_weight(covered, settings.feather_fraction * min(short, height, width)))
-    seen_fraction = float(covered.mean())
+        notes = mask.write(writer, settings.feather_fraction * min(short, height, width))
+    seen_fraction = float(mask.covered.mean())
     stats: dict[str, object] = {
         "tile_id": spec.tile,
         "shape": f"{height}x{width}",
@@ -229,7 +239,7 @@ def _stack(
         "coverage_max": tally.deepest,
         "seen_fraction": seen_fraction,
         "rejected_pct": round(100.0 * tally.rejected / max(1, tally.samples), 3),
-    }, stats
+    }, [LogNote(level="debug", event="MT_COVERAGE_STATS", fields=stats), *notes]
 
 
 def _window(spec: TileSpec, settings: StackSettings) -> tuple[int, int]:
