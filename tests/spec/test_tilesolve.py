@@ -236,6 +236,22 @@ def test_phase5_a_thin_overlap_gives_an_offset_but_no_wild_plane() -> None:
     assert max(abs(t.slope_x[0]) + abs(t.slope_y[0]) for t in solution.tiles) * 160 < 5
 
 
+@pytest.mark.parametrize(("gain", "sigma", "expected"), [(1.0, 0.004, 1.0), (np.nan, np.nan, 1.06)])
+def test_phase5_stars_overrule_structure(gain: float, sigma: float, expected: float) -> None:
+    """What a lens dims looks like more or less nebula: structure tells the gain only where no stars do."""
+    rng = np.random.default_rng(8)
+    x, y = (v.ravel().astype(float) for v in np.meshgrid(np.arange(10) * 16.0, np.arange(12) * 16.0))
+    nebula = 1000 * np.exp(-((x - 70) ** 2 + (y - 90) ** 2) / 2 / 40**2)
+    pair = Overlap(
+        first=0, second=1, x=x, y=y, a=(1000 + 1.06 * nebula + rng.normal(0, 0.3, (1, 120))).astype(np.float32),
+        b=(1000 + nebula + rng.normal(0, 0.3, (1, 120))).astype(np.float32), noise=np.array([5.0]),
+        gain=np.array([gain]), gain_sigma=np.array([sigma]), block_px=16,
+    )  # fmt: skip
+    extents = [TileExtent(x=80.0 + 80 * i, y=80.0, half_px=160.0, frames=1) for i in (0, 1)]
+    first, second = (t.gain[0] for t in solve_tiles([pair], extents, 1).tiles)
+    assert second / first == pytest.approx(expected, abs=0.003)
+
+
 def test_phase5_no_overlaps_at_all() -> None:
     """One tile, no overlap: gain 1, offset 0, no seams."""
     solution = solve_tiles([], [TileExtent(x=0.0, y=0.0, half_px=10.0, frames=3)], 3)

@@ -29,6 +29,9 @@ Bools = NDArray[np.bool_]
 
 DYNAMIC_RANGE = 20.0
 """Spread of an overlap's structure over its block noise from which a regression may tell the gain."""
+STRUCTURE_FLOOR = 0.03
+"""Error of a gain from structure that no noise tells: of what a lens dims and a plane does not take away, part looks
+like more or less nebula. Stars say it better wherever there are some."""
 GAIN_PRIOR = 0.3
 HUBER = 1.5
 NEXT_TO_NOTHING = 1e-10
@@ -201,7 +204,7 @@ def _regression(x: F64, y: F64, a: F64, b: F64) -> tuple[float, float] | None:
     spread = 1.4826 * float(np.median(np.abs(v - np.median(v))))
     if spread < DYNAMIC_RANGE * noise:  # a few bright blocks are stars, and these have been measured
         return None
-    return math.log(gain), max(noise * math.sqrt(2) / (spread * math.sqrt(len(v))), GAIN_FLOOR / 2)
+    return math.log(gain), max(noise * math.sqrt(2) / (spread * math.sqrt(len(v))), STRUCTURE_FLOOR)
 
 
 def _pivots(overlaps: Sequence[Overlap], n: int, k: int) -> F64:
