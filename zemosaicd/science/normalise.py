@@ -84,7 +84,7 @@ def levels_of(frame: FramePlan, reference: FramePlan, rule: Normalise = Normalis
     terms[:, : len(own.illumination)] = own.illumination
     dimmest, brightest = TRANSPARENCY_LIMITS
     return Levels(
-        gain=np.full(channels, 1.0 / min(max(frame.transparency, dimmest), brightest)),
+        gain=1.0 / np.clip(np.array(frame.transparency, np.float64), dimmest, brightest),
         zero=np.array(reference.sky_adu, np.float64),
         sky=np.array(frame.sky_adu, np.float64),
         slope_x=np.array(own.slope_x, np.float64),
