@@ -90,7 +90,7 @@ def frame_plan(number: int, wcs: Wcs, **changes: Any) -> FramePlan:
         sky_adu=(1000.0,) * channels,
         noise_adu=(10.0,) * channels,
         photon_adu=(0.5,) * channels,
-        transparency=1.0,
+        transparency=(1.0,) * channels,
         fwhm_px=3.0,
         stars=100,
         residual_px=0.05,

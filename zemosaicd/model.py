@@ -267,9 +267,9 @@ class FramePlan:
     """All that Phases 3 to 5 need to know of one frame. Per-channel tuples as in Measures.
 
     `wcs`: the session's final solution of the frame, `distortion` what its camera does on top of it (None: nothing).
-    `transparency`: its flux scale against its group's reference. `photon_adu`: variance in ADU^2 per ADU of signal
-    above the sky, per channel. `mount_mode` follows SPEC M1. `low_adu`, `high_adu`: as measured. `trails`: those that
-    no other frame shares.
+    `transparency`: its flux scale against its group's reference, per channel. `photon_adu`: variance in ADU^2 per ADU
+    of signal above the sky, per channel. `mount_mode` follows SPEC M1. `low_adu`, `high_adu`: as measured. `trails`:
+    those that no other frame shares.
     """
 
     frame: FrameId
@@ -281,7 +281,7 @@ class FramePlan:
     sky_adu: tuple[float, ...]
     noise_adu: tuple[float, ...]
     photon_adu: tuple[float, ...]
-    transparency: float
+    transparency: tuple[float, ...]
     fwhm_px: float
     stars: int
     residual_px: float

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 from numpy.typing import NDArray
@@ -35,7 +37,7 @@ def test_transparency_is_the_ratio_of_star_fluxes() -> None:
         for t in (1.0, 0.7, 0.45)
     ]
     scales = frame_scales(lists, places, 0)
-    assert [s.transparency for s in scales] == pytest.approx([1.0, 0.7, 0.45], rel=0.01)
+    assert [s.transparency[0] for s in scales] == pytest.approx([1.0, 0.7, 0.45], rel=0.01)
     assert all(s.measured and s.stars == 60 and s.sigma < 0.02 for s in scales)
 
 
@@ -44,7 +46,7 @@ def test_transparency_without_common_stars_is_one_and_says_so() -> None:
     few = star_list(np.array([1.0, 50.0]), np.array([1.0, 9.0]), np.array([5000.0, 4000.0]))
     none = star_list(np.zeros(0), np.zeros(0), np.zeros(0))
     scales = frame_scales([few, none], [WCS, WCS], 0)
-    assert [(s.transparency, s.measured) for s in scales] == [(1.0, False), (1.0, False)]
+    assert [(s.transparency, s.measured) for s in scales] == [((1.0,), False), ((1.0,), False)]
     assert [s.stars for s in scales] == [2, 0]
 
 
@@ -54,3 +56,34 @@ def test_weighted_median_ignores_the_wild_third() -> None:
     centre, sigma = weighted_median(values, np.ones(9))
     assert centre == pytest.approx(1.05, abs=0.06)
     assert sigma < 0.1
+
+
+def coloured(stars: StarList, *channels: NDArray[np.float64]) -> StarList:
+    """The list with a flux a channel."""
+    return replace(stars, colours=np.stack(channels, axis=1).astype(np.float32))
+
+
+def test_transparency_is_told_apart_by_channel() -> None:
+    """Haze that reddens: each channel has its own, from stars of any colour, to 0.5 %."""
+    rng = np.random.default_rng(3)
+    x, y = rng.uniform(0, 400, 200), rng.uniform(0, 400, 200)
+    flux, tint = 3000 * (1 + rng.pareto(1.5, 200)), rng.uniform(0.3, 1.5, (3, 200))
+    lists = []
+    for t in ((1.0, 1.0, 1.0), (1.0, 0.9, 0.8)):
+        light = [flux * c * k * np.exp(rng.normal(0, 0.02, 200)) for c, k in zip(tint, t, strict=True)]
+        lists.append(coloured(star_list(x, y, light[1]), *light))
+    scales = frame_scales(lists, [WCS, WCS], 0)
+    assert scales[0].transparency == (1.0, 1.0, 1.0)
+    assert scales[1].transparency == pytest.approx((1.0, 0.9, 0.8), rel=0.005)
+
+
+def test_a_channel_that_few_stars_tell_goes_with_all_light() -> None:
+    """Without three stars in a channel it has the transparency of the others; with five noisy ones, most of it."""
+    x, y = np.linspace(20, 380, 5), np.linspace(50, 300, 5)
+    flux = np.full(5, 1e5)
+    first = coloured(star_list(x, y, flux), flux, flux, flux)
+    noisy = 0.7 * flux * np.array([1.0, 1.6, 0.6, 1.5, 1.4])
+    second = coloured(star_list(x, y, 0.7 * flux), np.full(5, np.nan), 0.7 * flux, noisy)
+    red, green, blue = frame_scales([first, second], [WCS, WCS], 0)[1].transparency
+    assert (red, green) == pytest.approx((0.7, 0.7), rel=1e-6)
+    assert blue == pytest.approx(0.7, rel=0.06)

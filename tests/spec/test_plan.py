@@ -165,7 +165,7 @@ def test_the_reference_is_the_best_frame() -> None:
     """Most stars, sharpest, least noise, clearest; equal frames: the first."""
     wcs = values.wcs_at(10.0, 20.0)
     base = values.frame_plan(1, wcs)
-    better: list[dict[str, Any]] = [{"stars": 120}, {"fwhm_px": 2.5}, {"noise_adu": (8.0,)}, {"transparency": 1.1}]
+    better: list[dict[str, Any]] = [{"stars": 120}, {"fwhm_px": 2.5}, {"noise_adu": (8.0,)}, {"transparency": (1.1,)}]
     for change in better:
         assert planner.reference_of([base, values.frame_plan(2, wcs, **change)]) == f"{2:024x}"
     assert planner.reference_of([base, values.frame_plan(2, wcs)]) == base.frame

@@ -145,7 +145,7 @@ def test_the_cameras_distortion_reaches_the_plan(tmp_path: Path) -> None:
             ideal = sphere.sky_to_pixel(found.wcs, v)
             assert ideal is not None
             assert sphere.recorded_pixel(found.distortion, *ideal) == pytest.approx((x, y), abs=0.15)
-    assert plan.frames[night[4].frame].transparency == pytest.approx(0.7, rel=0.02)
+    assert plan.frames[night[4].frame].transparency == pytest.approx((0.7,), rel=0.02)
     plain, _ = run(tmp_path, NIGHT)
     assert (plain.figures["lenses"], plain.figures["distortion_px"]) == (0, None)
     assert all(f.distortion is None for f in plain.frames.values())
@@ -230,8 +230,8 @@ def test_transparency_is_measured_against_the_best_frame(tmp_path: Path) -> None
     """A frame with 70 % of the light says 0.7; its pointing's reference says 1."""
     frames = [frame(i, scale=0.7 if i == 2 else 1.0) for i in range(4)]
     plan, _ = run(tmp_path, frames)
-    assert plan.frames[frames[2].frame].transparency == pytest.approx(0.7, rel=0.01)
-    assert plan.frames[plan.tiles[0].reference].transparency == pytest.approx(1.0, rel=1e-6)
+    assert plan.frames[frames[2].frame].transparency == pytest.approx((0.7,), rel=0.01)
+    assert plan.frames[plan.tiles[0].reference].transparency == pytest.approx((1.0,), rel=1e-6)
 
 
 def test_photon_noise_follows_egain_or_the_sky(tmp_path: Path) -> None:

@@ -180,7 +180,7 @@ def test_M6_normalisation_by_name_is_effective_in_the_stack(tmp_path: Path, rule
     frames = {
         first.frame: replace(first, low_adu=(1000.0 + low,), high_adu=(1000.0 + high,)),
         second.frame: replace(
-            second, sky_adu=(2000.0,), transparency=0.5, low_adu=(2000.0 + low / 2,), high_adu=(2000.0 + high / 2,)
+            second, sky_adu=(2000.0,), transparency=(0.5,), low_adu=(2000.0 + low / 2,), high_adu=(2000.0 + high / 2,)
         ),
     }
     output, _ = scenes.stack(
@@ -211,7 +211,7 @@ def test_transparency_and_sky_are_brought_to_the_reference(tmp_path: Path) -> No
     scene = scenes.render(BASE, W, H, BASE, STARS) - scenes.SKY
     plan = whole_pixels(tmp_path / "c", [(0, 0)] * 2, lambda i, _: scene * (1.0, 0.5)[i] + (1000.0, 2000.0)[i])
     first, second = plan.frames.values()
-    frames = {first.frame: first, second.frame: replace(second, sky_adu=(2000.0,), transparency=0.5)}
+    frames = {first.frame: first, second.frame: replace(second, sky_adu=(2000.0,), transparency=(0.5,))}
     plan = replace(plan, frames=frames)
     output, _ = scenes.stack(tmp_path, plan, rejection="none")
     made = scenes.planes(output)
@@ -220,21 +220,21 @@ def test_transparency_and_sky_are_brought_to_the_reference(tmp_path: Path) -> No
 
 
 def test_levels_bring_each_channel_to_the_reference() -> None:
-    """The frame's sky becomes the reference's, its light is scaled by its transparency."""
+    """The frame's sky becomes the reference's, its light is scaled by its transparency in that channel."""
     wcs = values.wcs_at(10.0, 20.0)
     reference = values.frame_plan(1, wcs, bayer="RGGB", sky_adu=(100.0, 200.0, 300.0))
-    other = values.frame_plan(2, wcs, bayer="RGGB", sky_adu=(50.0, 80.0, 90.0), transparency=0.8)
+    other = values.frame_plan(2, wcs, bayer="RGGB", sky_adu=(50.0, 80.0, 90.0), transparency=(0.8, 0.5, 0.4))
     levels = levels_of(other, reference)
     np.testing.assert_allclose((np.array(other.sky_adu) - levels.sky) * levels.gain + levels.zero, reference.sky_adu)
-    np.testing.assert_allclose(levels.gain, 1.25)
-    odd = levels_of(replace(other, transparency=1e-9), reference)
+    np.testing.assert_allclose(levels.gain, [1.25, 2.0, 2.5])
+    odd = levels_of(replace(other, transparency=(1e-9,) * 3), reference)
     assert odd.gain.max() <= 20.0  # a frame through a cloud is not blown up without limit
 
 
 def test_noise_and_photon_term_are_scaled_with_the_light(tmp_path: Path) -> None:
     """A frame seen through haze weighs by the square of its transparency; its photon term grows by the gain alone."""
     wcs = values.wcs_at(10.0, 20.0)
-    frames = [values.frame_plan(i, wcs, bayer="RGGB", transparency=t) for i, t in enumerate((1.0, 0.8))]
+    frames = [values.frame_plan(i, wcs, bayer="RGGB", transparency=(t,) * 3) for i, t in enumerate((1.0, 0.8))]
     plan = values.plan_of(scenes.caches(tmp_path / "c", frames, lambda *_: np.full((H, W), scenes.SKY)))
     stack = prepare(plan, plan.tiles[0], list(plan.frames.values()), StackSettings())
     np.testing.assert_allclose(1.0 / stack.weights[1], (10.0 * 1.25) ** 2)
@@ -290,6 +290,23 @@ def test_a_stars_flux_is_conserved(tmp_path: Path, bayer: str) -> None:
     assert place is not None
     for plane, share in zip(picture, scenes.COLOURS if bayer else (1.0,), strict=True):
         assert scenes.flux(plane, *place) == pytest.approx(STARS[1][2] * share, rel=0.01)
+
+
+def test_a_frame_of_larger_pixels_brings_the_same_flux(tmp_path: Path) -> None:
+    """Interpolation keeps the value of a pixel; that a pixel holds more of the sky is the levels' affair."""
+
+    def pixels(_: int, frame: FramePlan) -> scenes.Array:
+        return scenes.render(frame.wcs, W, H, BASE, STARS, "")
+
+    wide = replace(BASE, cd=(1.04 * BASE.cd[0], 1.04 * BASE.cd[1], 1.04 * BASE.cd[2], 1.04 * BASE.cd[3]))
+    frames = [values.frame_plan(i, values.shifted(BASE if i % 2 else wide, 0.3 * i, 0.2 * i)) for i in range(6)]
+    plan = values.plan_of(scenes.caches(tmp_path / "c", frames, pixels))
+    output, _ = scenes.stack(tmp_path, plan, rejection="none")
+    spec = plan.tiles[0]
+    place = sphere.sky_to_pixel(spec.grid.wcs, sphere.pixel_to_sky(BASE, *STARS[1][:2]))
+    assert place is not None
+    area = (sphere.scale_arcsec(plan.frames[spec.reference].wcs) / sphere.scale_arcsec(spec.grid.wcs)) ** 2
+    assert scenes.flux(scenes.planes(output)[""], *place) == pytest.approx(STARS[1][2] * area, rel=0.01)
 
 
 @pytest.mark.parametrize("bayer", ["", "GRBG"])

@@ -7,7 +7,7 @@ from hypothesis import strategies as st
 
 from tests.oracles import colour_mask
 from zemosaicd.science.frame import repair_hot_pixels
-from zemosaicd.science.stars import StarList, find_stars, shape
+from zemosaicd.science.stars import StarList, find_stars, shape, with_colours
 
 SHAPE = (480, 512)
 
@@ -308,23 +308,59 @@ def test_C7_the_same_frame_gives_the_same_bytes() -> None:
 @given(st.integers(0, 700), st.integers(0, 2**32 - 1))
 @settings(max_examples=20)
 def test_lists_come_back_from_bytes_as_they_were(count: int, seed: int) -> None:
-    """to_bytes and from_bytes are inverse; 24 bytes a star (600 stars fit a small message)."""
-    values = np.random.default_rng(seed).uniform(0, 5000, (6, count)).astype(np.float32)
+    """to_bytes and from_bytes are inverse; 24 bytes a star and 4 a colour (600 stars fit a small message)."""
+    values = np.random.default_rng(seed).uniform(0, 5000, (9, count)).astype(np.float32)
     values[4, ::7] = np.nan
     stars = StarList(
         x=values[0].astype(float), y=values[1].astype(float), flux=values[2], snr=values[3], fwhm_px=values[4],
-        ellipticity=values[5],
+        ellipticity=values[5], colours=values[6:].T,
     )  # fmt: skip
     data = stars.to_bytes()
     back = StarList.from_bytes(data)
-    assert len(data) == 8 + 24 * count
-    for name in ("x", "y", "flux", "snr", "fwhm_px", "ellipticity"):
+    assert len(data) == 12 + 36 * count
+    for name in ("x", "y", "flux", "snr", "fwhm_px", "ellipticity", "colours"):
         np.testing.assert_array_equal(getattr(back, name), getattr(stars, name))
         assert getattr(back, name).dtype == getattr(stars, name).dtype
 
 
-@pytest.mark.parametrize("data", [b"", b"ZSL1", b"nonsense", b"ZSL1\x05\x00\x00\x00" + b"\x00" * 24])
+@pytest.mark.parametrize("data", [b"", b"ZSL2", b"nonsense", b"ZSL2\x05\x00\x00\x00" + b"\x00" * 28])
 def test_foreign_bytes_are_refused(data: bytes) -> None:
     """Anything but a whole list of this version is a ValueError."""
     with pytest.raises(ValueError):
         StarList.from_bytes(data)
+
+
+@pytest.mark.parametrize("bayer", ["GRBG", "RGGB", "BGGR", "GBRG"])
+def test_a_stars_colours_are_those_of_its_light(bayer: str) -> None:
+    """Red and blue flux over green's is the star's own ratio, in the median to 1 %, wherever the photosites lie."""
+    x, y, flux = grid_of_stars()
+    frame = render(x, y, np.maximum(flux, 5e4), bayer=bayer, gains=(0.8, 1.0, 0.5))
+    stars = with_colours(find_stars(frame, bayer), frame, bayer)
+    assert stars.colours is not None
+    assert stars.colours.shape == (len(x), 3)
+    ratio = np.median(stars.colours / stars.colours[:, 1:2], axis=0)
+    np.testing.assert_allclose(ratio, (0.8, 1.0, 0.5), rtol=0.01)
+
+
+def test_seeing_does_not_tint_a_frame() -> None:
+    """The share of light within the aperture is the same in all colours, whatever the FWHM: ratios stay to 0.5 %."""
+    x, y, flux = grid_of_stars(10)
+    ratios = []
+    for fwhm in (2.6, 3.4):
+        frame = render(x, y, np.maximum(flux, 5e4), fwhm=fwhm, gains=(0.8, 1.0, 0.5))
+        colours = with_colours(find_stars(frame, "GRBG"), frame, "GRBG").colours
+        assert colours is not None
+        ratios.append(np.median(colours / colours[:, 1:2], axis=0))
+    np.testing.assert_allclose(ratios[0], ratios[1], rtol=0.005)
+
+
+def test_colour_planes_have_a_flux_each() -> None:
+    """Of a picture in colour every plane is measured; a mono frame has no colours, and says so."""
+    x, y, flux = grid_of_stars()
+    plane = render(x, y, np.maximum(flux, 5e4), bayer="")
+    stars = find_stars(plane, "")
+    cube = np.stack([plane, 0.5 * plane, 0.25 * plane], axis=2)
+    colours = with_colours(stars, cube, "").colours
+    assert colours is not None
+    np.testing.assert_allclose(colours / colours[:, :1], np.broadcast_to((1.0, 0.5, 0.25), colours.shape), rtol=1e-4)
+    assert with_colours(stars, plane, "").colours is None

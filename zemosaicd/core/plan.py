@@ -129,7 +129,8 @@ def reference_of(frames: Sequence[FramePlan]) -> FrameId:
         if not math.isfinite(frame.fwhm_px):  # no star of it could be measured
             return 0.0
         noise = sum(frame.noise_adu) / max(1, len(frame.noise_adu))
-        return frame.stars * frame.transparency / max(1e-6, frame.fwhm_px**2 * max(noise, 1e-6))
+        clear = sum(frame.transparency) / max(1, len(frame.transparency))
+        return frame.stars * clear / max(1e-6, frame.fwhm_px**2 * max(noise, 1e-6))
 
     return max(frames, key=merit).frame
 

@@ -8,14 +8,13 @@ there (experiments-astrometry 1).
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import fields, replace
+from dataclasses import replace
 
 import numpy as np
 from scipy.spatial import cKDTree
 
-from zemosaicd.science.joint import C128, F64, I64, Bools, Frames, frames_from, sky_at
+from zemosaicd.science.joint import C128, F64, I64, Frames, frames_from, sky_at
 from zemosaicd.science.merging import FrameStars
-from zemosaicd.science.stars import StarList
 
 RADIUS_PX = 0.8
 MOVED_PX = 2.5
@@ -42,7 +41,7 @@ def without_fixed(frames: Sequence[FrameStars]) -> tuple[list[FrameStars], int]:
         for i in mine:
             stars = frames[i].stars
             away, _ = tree.query(_points(stars.x + 1j * stars.y))
-            cleaned[i] = replace(frames[i], stars=_chosen(stars, away > RADIUS_PX))
+            cleaned[i] = replace(frames[i], stars=stars.chosen(away > RADIUS_PX))
             dropped += int((away <= RADIUS_PX).sum())
     return cleaned, dropped
 
@@ -139,7 +138,3 @@ def _index_of(cells: I64, wanted: I64) -> I64:
 
 def _points(pixel: C128) -> F64:
     return np.stack([pixel.real, pixel.imag], axis=1)
-
-
-def _chosen(stars: StarList, keep: Bools) -> StarList:
-    return StarList(**{f.name: getattr(stars, f.name)[keep] for f in fields(StarList)})

@@ -14,6 +14,7 @@ from numpy.typing import NDArray
 
 from zemosaicd.model import FramePlan, FrameSky
 from zemosaicd.science.lattices import ILLUMINATION_TERMS, Levels
+from zemosaicd.sphere import scale_arcsec
 
 F64 = NDArray[np.float64]
 
@@ -83,8 +84,10 @@ def levels_of(frame: FramePlan, reference: FramePlan, rule: Normalise = Normalis
     terms = np.zeros((channels, ILLUMINATION_TERMS))
     terms[:, : len(own.illumination)] = own.illumination
     dimmest, brightest = TRANSPARENCY_LIMITS
+    # Interpolation keeps a pixel's value, not a star's flux: a pixel of more sky holds more of it.
+    area = (scale_arcsec(reference.wcs) / scale_arcsec(frame.wcs)) ** 2
     return Levels(
-        gain=np.full(channels, 1.0 / min(max(frame.transparency, dimmest), brightest)),
+        gain=area / np.clip(np.array(frame.transparency, np.float64), dimmest, brightest),
         zero=np.array(reference.sky_adu, np.float64),
         sky=np.array(frame.sky_adu, np.float64),
         slope_x=np.array(own.slope_x, np.float64),

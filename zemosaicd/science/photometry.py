@@ -1,4 +1,4 @@
-"""Photometry between frames: the transparency of each against a reference, from the ratio of star fluxes.
+"""Photometry between frames: the transparency of each against a reference, a channel, from the ratio of star fluxes.
 
 Between tiles it is `science.tilesolve`.
 """
@@ -19,22 +19,27 @@ from zemosaicd.science.registration import sky_vectors
 from zemosaicd.science.stars import StarList
 from zemosaicd.sphere import ARCSEC_RAD, scale_arcsec
 
+F64 = NDArray[np.float64]
 I64 = NDArray[np.int64]
 
 MIN_COMMON_STARS = 3
 MIN_STAR_SNR = 10.0
 MATCH_PX = 2.0
+COLOUR_SPREAD = 0.05
+"""How far a channel's transparency is expected to lie from that of all light (natural log, 1 sigma: haze, extinction at
+low altitude): what few stars say beyond that is doubted."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class FrameScale:
-    """Transparency of a frame relative to the reference (flux = transparency x reference flux).
+    """Transparency of a frame relative to the reference (flux = transparency x reference flux), one a channel, or a
+    single one where the stars have no colours.
 
-    `sigma`: its standard error, NaN if unknown; `stars`: how many it rests on; `measured` false: fewer than 3 stars in
-    common, 1.0 assumed.
+    `sigma`: standard error of that of all light, NaN if unknown; `stars`: how many it rests on; `measured` false: fewer
+    than 3 stars in common, 1.0 assumed.
     """
 
-    transparency: float
+    transparency: tuple[float, ...]
     sigma: float
     stars: int
     measured: bool
@@ -44,7 +49,8 @@ def frame_scales(stars: Sequence[StarList], solutions: Sequence[Wcs], reference:
     """Transparency of each frame against frame `reference`, from star flux ratios (weighted median).
 
     Stars are matched on the sky within 2 px; those below SNR 10 in either frame are left out. Fluxes must be on one
-    scale (same exposure and gain). Fewer than 3 common stars: 1.0 with `measured` false.
+    scale (same exposure and gain). Fewer than 3 common stars: 1.0 with `measured` false. Channels: the same stars with
+    the same weights; a channel is held to all light (`flux`) by COLOUR_SPREAD against its error.
     """
     ref = _bright(stars[reference])
     there = sky_vectors(solutions[reference], stars[reference].x[ref], stars[reference].y[ref])
@@ -63,8 +69,22 @@ def _bright(stars: StarList) -> I64:
 
 def _scale(mine: StarList, own: I64, reference: StarList, other: I64) -> FrameScale:
     if len(own) < MIN_COMMON_STARS:
-        return FrameScale(transparency=1.0, sigma=math.nan, stars=len(own), measured=False)
+        return FrameScale(transparency=(1.0,), sigma=math.nan, stars=len(own), measured=False)
     ratio = np.log(mine.flux[own].astype(np.float64) / reference.flux[other])
     variance = 1 / mine.snr[own].astype(np.float64) ** 2 + 1 / reference.snr[other] ** 2 + FLUX_RATIO_FLOOR**2
     centre, sigma = weighted_median(ratio, 1 / variance)
-    return FrameScale(transparency=math.exp(centre), sigma=sigma, stars=len(own), measured=True)
+    logs = [centre]
+    if mine.colours is not None and reference.colours is not None:
+        pairs = zip(mine.colours[own].T, reference.colours[other].T, strict=True)
+        logs = [centre + _offset(a.astype(np.float64), b.astype(np.float64), variance, centre) for a, b in pairs]
+    return FrameScale(transparency=tuple(math.exp(v) for v in logs), sigma=sigma, stars=len(own), measured=True)
+
+
+def _offset(mine: F64, reference: F64, variance: F64, centre: float) -> float:
+    """How much more (log) of one channel's light comes through than of all light, whose log ratio is `centre`."""
+    both = (mine > 0.0) & (reference > 0.0)
+    if both.sum() < MIN_COMMON_STARS:
+        return 0.0
+    value, sigma = weighted_median(np.log(mine[both] / reference[both]), 1 / variance[both])
+    doubt = sigma**2 + FLUX_RATIO_FLOOR**2 / int(both.sum())  # few stars may agree by chance
+    return (value - centre) * COLOUR_SPREAD**2 / (COLOUR_SPREAD**2 + doubt)

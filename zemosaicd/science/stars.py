@@ -1,17 +1,17 @@
 """Star lists: what was detected on a frame, and what a catalogue holds.
 
 Knows one plane at a time: detection on the binned green (or binned mono) plane (`science.detection`), centroids and
-shapes on the full-resolution luminance (`science.centroids`), fluxes on the binned plane again; what has not the shape
-of the frame's stars is left out. Never asks where on the sky a frame lies. After the recipe of
-`experiments-astrometry.md`, sections 1 and 7.1; where that counts in a "FWHM" of 1.7 times the truth, this house counts
-in the true one. Positions are 0-based sensor pixels (x column, y row).
+shapes on the full-resolution luminance (`science.centroids`), fluxes on the binned plane again, and a colour at a time
+on the samples of that colour alone; what has not the shape of the frame's stars is left out. Never asks where on the
+sky a frame lies. After the recipe of `experiments-astrometry.md`, sections 1 and 7.1; where that counts in a "FWHM" of
+1.7 times the truth, this house counts in the true one. Positions are 0-based sensor pixels (x column, y row).
 """
 
 from __future__ import annotations
 
 import math
 import struct
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 from numba import njit
@@ -19,7 +19,7 @@ from numpy.typing import NDArray
 
 from zemosaicd.science.centroids import SIGMA_TO_FWHM, measure_stars
 from zemosaicd.science.detection import Sources, find_sources, measure_mesh, subtract_level
-from zemosaicd.science.frame import binned_green, binned_mono
+from zemosaicd.science.frame import binned_green, binned_mono, colour_offsets
 
 Float32 = NDArray[np.float32]
 Float64 = NDArray[np.float64]
@@ -39,8 +39,13 @@ cosmic rays 1 in 1000 above 0.56."""
 WIDEST, WIDE_SNR = 1.8, 50.0
 """Fainter than this SNR no star is so much wider than the others: not saturated, but a knot of a nebula or a trail."""
 SMALLEST_SIDE_PX = 32
+COLOUR_STARS = 200
+"""The brightest of a frame, which tell its colours well enough (to 0.3 %); the others have none."""
+RING_STEPS = 2.5
+"""Width of the ring that tells the sky of a star in one colour, which begins at 2 radii of the aperture and 1 more."""
 
-_MAGIC = b"ZSL1"
+_MAGIC = b"ZSL2"
+_HEAD = "<4sII"
 _COLUMNS = ("x", "y", "flux", "snr", "fwhm_px", "ellipticity")
 
 
@@ -51,6 +56,8 @@ class StarList:
     `x, y` float64, 0-based sensor pixels (held to float32, 1e-4 px); `flux` ADU within one FWHM of the
     frame, summed over pixels of the binned green (or binned mono) plane; `snr` that flux over its sky noise; `fwhm_px`
     full-resolution pixels; `ellipticity` 1 - b/a. Shapes that could not be measured (saturated stars) are NaN.
+    `colours` (n, C): flux in ADU within the same radius, a channel, summed over samples of that channel; NaN where they
+    are not all there, and for all but the brightest. None: mono, `flux` is all there is.
     """
 
     x: Float64
@@ -59,26 +66,38 @@ class StarList:
     snr: Float32
     fwhm_px: Float32
     ellipticity: Float32
+    colours: Float32 | None = None
 
     def __len__(self) -> int:
         return len(self.x)
 
+    def chosen(self, which: NDArray[np.bool_] | NDArray[np.int64]) -> StarList:
+        """Some of the stars: a mask (n,) or their indices."""
+        some = {name: getattr(self, name)[which] for name in _COLUMNS}
+        return StarList(**some, colours=None if self.colours is None else self.colours[which])
+
     def to_bytes(self) -> bytes:
-        """24 bytes a star after an 8-byte head: magic with version, count, then one little-endian float32 a column."""
-        columns = [np.asarray(getattr(self, name), "<f4").tobytes() for name in _COLUMNS]
-        return struct.pack("<4sI", _MAGIC, len(self)) + b"".join(columns)
+        """24 bytes a star and 4 a colour after a 12-byte head: magic with version, count, colours, then one
+        little-endian float32 a column.
+        """
+        colours = np.empty((len(self), 0), np.float32) if self.colours is None else self.colours
+        columns = [getattr(self, name) for name in _COLUMNS] + list(colours.T)
+        data = b"".join(np.asarray(column, "<f4").tobytes() for column in columns)
+        return struct.pack(_HEAD, _MAGIC, len(self), colours.shape[1]) + data
 
     @staticmethod
     def from_bytes(data: bytes) -> StarList:
         """The inverse of `to_bytes`; ValueError for anything else."""
-        head = struct.calcsize("<4sI")
+        head = struct.calcsize(_HEAD)
         if len(data) < head or data[:4] != _MAGIC:
             raise ValueError("not a star list of this version")
-        count = struct.unpack("<4sI", data[:head])[1]
-        if len(data) != head + 4 * count * len(_COLUMNS):
+        _, count, colours = struct.unpack(_HEAD, data[:head])
+        if len(data) != head + 4 * count * (len(_COLUMNS) + colours):
             raise ValueError("the star list is cut short or too long")
-        values = np.frombuffer(data, "<f4", offset=head).reshape(len(_COLUMNS), count)
-        return _star_list(values.astype(np.float64))
+        values = np.frombuffer(data, "<f4", offset=head).reshape(len(_COLUMNS) + colours, count)
+        stars = _star_list(values[: len(_COLUMNS)].astype(np.float64))
+        rest = values[len(_COLUMNS) :].T.astype(np.float32)
+        return replace(stars, colours=rest) if colours else stars
 
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
@@ -100,7 +119,8 @@ def find_stars(plane: Float32, bayer: str, limit: int = 600) -> StarList:
     mean), centroids on the 2x2-box luminance (mono: the plane itself). Dropped: no data under the centroid window, a
     centroid that wanders off, trails (ellipticity over 0.6 and 0.3 over the frame's median, so that a trailed *frame*
     keeps its stars and shows its shape), and what is thinner or wider than the frame's stars (cosmic rays, hot pixels
-    that were not repaired; knots of nebulae). Of what is dropped by its shape, `limit` has been used up.
+    that were not repaired; knots of nebulae). Of what is dropped by its shape, `limit` has been used up. `colours` are
+    left to `with_colours`.
     """
     pixels = np.ascontiguousarray(plane, np.float32)
     nothing = _star_list(np.empty((6, 0)))
@@ -126,6 +146,32 @@ def find_stars(plane: Float32, bayer: str, limit: int = 600) -> StarList:
     measured[2:, ~np.isfinite(measured[2])] = np.nan
     stars = np.vstack([measured[:2], flux, snr, measured[2:]])[:, keep]
     return _star_list(stars[:, np.lexsort((stars[0], stars[1], -stars[2]))])
+
+
+def with_colours(stars: StarList, pixels: Float32, bayer: str) -> StarList:
+    """The stars of a frame with their flux a channel; `pixels` (H, W) CFA, or (H, W, C). Mono: as they are.
+
+    Each of a CFA's four kinds of photosites by itself, over the mean of the middle half of a ring (12-bit steps would
+    show in a median); green is the mean of two. Stars of the binned green are wider, of which seeing would make a tint
+    (0.8 % for 12 % of FWHM). A star's place is that of all its light.
+    """
+    if pixels.ndim == 2 and not bayer:
+        return stars
+    fwhm_px = shape(stars)[0]
+    radius = min(max(fwhm_px, FWHM_RANGE_PX[0]), FWHM_RANGE_PX[1]) if math.isfinite(fwhm_px) else FWHM_RANGE_PX[0]
+    x, y = stars.x[:COLOUR_STARS], stars.y[:COLOUR_STARS]
+    if pixels.ndim == 3:
+        columns = [_ring_flux(pixels[:, :, c], x, y, APERTURE_FWHM * radius) for c in range(pixels.shape[2])]
+    else:
+        sites = colour_offsets(bayer, "R") + colour_offsets(bayer, "G") + colour_offsets(bayer, "B")
+        red, green, other, blue = (
+            _ring_flux(pixels[row::2, column::2], 0.5 * (x - column), 0.5 * (y - row), 0.5 * APERTURE_FWHM * radius)
+            for row, column in sites
+        )
+        columns = [red, 0.5 * (green + other), blue]
+    colours = np.full((len(stars), len(columns)), np.nan, np.float32)
+    colours[:COLOUR_STARS] = np.stack(columns, axis=1)
+    return replace(stars, colours=colours)
 
 
 def shape(stars: StarList) -> tuple[float, float]:
@@ -200,6 +246,36 @@ def aperture_flux(clean: Float32, x: Float64, y: Float64, radius: float) -> tupl
                 share += w
         flux[k], area[k] = total, share
     return flux, area
+
+
+@njit(cache=True, nogil=True)
+def _ring_flux(plane: Float32, x: Float64, y: Float64, radius: float) -> Float64:
+    """Flux of circles about x, y (n,) on a plane (H, W) over the sky of a ring about each; NaN where the circle leaves
+    the plane or holds no data, or fewer than 8 pixels of the ring are there.
+    """
+    height, width = plane.shape
+    inner, outer = 2.0 * radius + 1.0, 2.0 * radius + 1.0 + RING_STEPS
+    reach, half = math.ceil(outer), math.ceil(radius + 0.5)
+    scratch, flux = np.empty((2 * reach + 2) ** 2, np.float32), np.full(len(x), np.nan)
+    for k in range(len(x)):
+        i0, j0 = round(x[k]), round(y[k])
+        if i0 < half or j0 < half or i0 + half >= width or j0 + half >= height:
+            continue
+        n, total, share = 0, 0.0, 0.0
+        for j in range(max(0, j0 - reach), min(height, j0 + reach + 1)):
+            for i in range(max(0, i0 - reach), min(width, i0 + reach + 1)):
+                r2 = (i - x[k]) ** 2 + (j - y[k]) ** 2
+                if r2 <= (radius + 0.71) ** 2:
+                    w = _share_inside(i - x[k], j - y[k], radius)
+                    total += w * plane[j, i]
+                    share += w
+                elif inner * inner < r2 <= outer * outer and np.isfinite(plane[j, i]):
+                    scratch[n] = plane[j, i]
+                    n += 1
+        if n >= 8:
+            ring = np.sort(scratch[:n])
+            flux[k] = total - share * ring[n // 4 : n - n // 4].mean()
+    return flux
 
 
 @njit(cache=True, nogil=True)

@@ -151,7 +151,7 @@ def _read(path: Path, budget: fitsio.Budget) -> _Found:
         sky_adu=(),
         noise_adu=(),
         photon_adu=(),
-        transparency=1.0,
+        transparency=(1.0,),
         fwhm_px=math.nan,
         stars=0,
         residual_px=math.nan,

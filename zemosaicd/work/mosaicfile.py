@@ -113,7 +113,7 @@ def frames_table(frames: Sequence[FramePlan], tiles: Sequence[Tile]) -> dict[str
         "EXPTIME": [f.facts.exposure_s for f in frames],
         "RA": [c[0] for c in centres],
         "DEC": [c[1] for c in centres],
-        "TRANSPARENCY": [f.transparency for f in frames],
+        "TRANSPARENCY": [_mean(f.transparency) for f in frames],
         "SKY": [_mean(f.sky_adu) for f in frames],
         "NOISE": [_mean(f.noise_adu) for f in frames],
         "FWHM": [f.fwhm_px for f in frames],

@@ -180,7 +180,7 @@ def _frame_plan(frame: PreparedFrame, solution: Solution, place: Registered, mou
             _photon_term(sky, noise, facts.electrons_per_adu)
             for sky, noise in zip(measures.sky_adu, measures.noise_adu, strict=True)
         ),
-        transparency=1.0,
+        transparency=(1.0,) * facts.channels,
         fwhm_px=measures.fwhm_px,
         stars=measures.stars,
         residual_px=place.residual_px,
@@ -204,13 +204,15 @@ def _photon_term(sky_adu: float, noise_adu: float, electrons_per_adu: float | No
 def _with_transparency(
     frames: Sequence[FramePlan], stars: dict[FrameId, StarList], settings: PlanSettings
 ) -> list[FramePlan]:
-    """Each frame's flux scale against the best frame of its own pointing."""
+    """Each frame's flux scale a channel against the best frame of its own pointing."""
     scaled: list[FramePlan] = []
     for kind in sorted({kind_of(f) for f in frames}):
         for group in pointings([f for f in frames if kind_of(f) == kind], settings):
             best = next(i for i, f in enumerate(group) if f.frame == reference_of(group))
             scales = frame_scales([_ideal(stars[f.frame], f) for f in group], [f.wcs for f in group], best)
-            scaled += [replace(f, transparency=s.transparency) for f, s in zip(group, scales, strict=True)]
+            for frame, scale in zip(group, scales, strict=True):
+                each = np.broadcast_to(np.array(scale.transparency), frame.facts.channels)
+                scaled.append(replace(frame, transparency=_tuple(each)))
     return scaled
 
 
@@ -239,7 +241,7 @@ def _with_skies(
             [
                 SeenSky(
                     blocks=BlockMap.from_bytes(prepared[f.frame].blocks), to_common=way,
-                    transparency=np.full(f.facts.channels, f.transparency), width=f.facts.width, height=f.facts.height,
+                    transparency=np.array(f.transparency), width=f.facts.width, height=f.facts.height,
                     camera=f.facts.sensor,
                 )
                 for f, way in zip(group, ways[-1], strict=True)

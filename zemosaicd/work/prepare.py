@@ -29,7 +29,7 @@ from zemosaicd.model import (
 from zemosaicd.science.astrometry import locate
 from zemosaicd.science.frame import block_levels, find_hot_pixels, low_and_high, sky_and_noise
 from zemosaicd.science.skylight import BlockMap
-from zemosaicd.science.stars import find_stars, shape
+from zemosaicd.science.stars import find_stars, shape, with_colours
 from zemosaicd.science.trails import find_trails
 from zemosaicd.work import fitsio
 from zemosaicd.work.catalogue import read_cone
@@ -77,7 +77,7 @@ def prepare_frame(job: PrepareFrame) -> PreparedFrame:
         ),
         solution=found if isinstance(found, Solution) else None,
         unsolved=found if isinstance(found, Reason) else None,
-        stars=stars.to_bytes(),
+        stars=with_colours(stars, frame.pixels, facts.bayer).to_bytes(),
         blocks=blocks.to_bytes(),
         trails=trails,
         suspects=frame.suspects[:MOST_SUSPECTS].astype("<u4").tobytes(),
