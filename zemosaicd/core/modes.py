@@ -17,8 +17,9 @@ class Mode:
     """One way to a mosaic. `phases`: those it goes through. `planner`: what makes its plan (shell.planners).
 
     `takes_pictures`: its input are finished pictures with a WCS, not raw frames. `counts_frames`: its tiles know how
-    many frames each of their pixels has seen. `warm_up`: what a worker of it imports at once (a function of work.jobs);
-    `many_jobs`: there is work for several of them.
+    many frames each of their pixels has seen. `feathers`: its tiles overlap and fade into each other; else they are
+    butted. `plans_by_pixels`: its planner reads prepared frames, not only what was measured on them. `warm_up`: what a
+    worker of it imports at once (a function of work.jobs); `many_jobs`: there is work for several of them.
     """
 
     name: str
@@ -26,6 +27,8 @@ class Mode:
     planner: str
     takes_pictures: bool = False
     counts_frames: bool = True
+    feathers: bool = True
+    plans_by_pixels: bool = False
     warm_up: str = "warm_up"
     many_jobs: bool = True
 
@@ -44,6 +47,13 @@ MODES: dict[str, Mode] = {
     mode.name: mode
     for mode in (
         Mode(name="classic", phases=("0", "1", "2", "3", "4", "5", "6", "7"), planner="frames"),
+        Mode(
+            name="grid",
+            phases=("0", "1", "2", "3", "4", "5", "6", "7"),
+            planner="cells",
+            feathers=False,
+            plans_by_pixels=True,
+        ),
         Mode(
             name="existing",
             phases=("0", "4", "5", "6", "7"),

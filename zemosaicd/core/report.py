@@ -20,6 +20,8 @@ ASTROMETRY_LIMIT_PX = 0.5
 LEAST_USED_FRACTION = 0.5
 """A mosaic that leaves out more than half of the night is not what was asked for."""
 
+UNASKED = ("duplicate", "stack_plan.not_named")
+
 CACHE_LOST = Reason(rule="cache_lost", message="its cache was gone and could not be made again from the frame")
 
 
@@ -88,9 +90,11 @@ def build_report(
 
 
 def used_fraction(state: SessionState, plan: Plan) -> float:
-    """Of the frames that the session closed with, twins not counted, those that were planned for a mosaic."""
-    twins = sum(left.reason.rule == "duplicate" for left in plan.left_out)
-    return len(plan.frames) / max(1, len(state.closed_set) - twins)
+    """Of the frames that the session closed with, those that were planned for a mosaic. Twins do not count, nor do
+    frames that the user's own plan does not name.
+    """
+    unasked = sum(left.reason.rule in UNASKED for left in plan.left_out)
+    return len(plan.frames) / max(1, len(state.closed_set) - unasked)
 
 
 def _members(plan: Plan, spec: MosaicSpec) -> list[FramePlan]:

@@ -81,7 +81,7 @@ class Effects:
         self._turns = {Prepare: asyncio.Semaphore(2 * capacity + 1), StackTile: asyncio.Semaphore(capacity)}
         self._tables: dict[tuple[str, int], CacheTable] = {}
         self._unreleased: dict[tuple[str, int], set[int]] = {}
-        caches = Rebuilder(engine, self._run_into, configs, log)
+        caches = self._rebuilder = Rebuilder(engine, self._run_into, configs, log)
         self._tiles = TileMaker(engine, run_job, configs, layout, gate, caches, log, capacity)
 
     async def perform(self, instruction: Instruction) -> None:
@@ -167,6 +167,9 @@ class Effects:
         )
         request, job = planner.request(state, config), planner.job(request_file, plan_file)
 
+        if state.mode.plans_by_pixels:
+            await self._rebuilder.ensure(state, [r.prepared for r in state.frames.values() if r.prepared is not None])
+
         async def attempt() -> jobs.PhaseMade:
             await asyncio.to_thread(planfiles.write_request, request, request_file)
             made: jobs.PhaseMade = await self._run(job, TILES_AFTER)
@@ -179,7 +182,7 @@ class Effects:
             await self._fail(state, error)
             return
         outputs.log_notes(self._log, session, (*made.notes, *planner.notes(state, config, plan)))
-        key = outputs.content_key(plan, self._configs.content(config))
+        key = outputs.content_key(plan, self._configs.content(config, state.mode))
         if key == state.last_key and outputs.all_there(state.last_published, self._layout.output):
             where = next(iter(state.last_published.values())).path
             reason = Reason(rule="unchanged", value=where, message=f"the same frames and settings as before: {where}")

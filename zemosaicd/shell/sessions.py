@@ -69,11 +69,12 @@ class SessionConfigs:
             orientation=config.mosaic.orientation,
             altaz_cleanup_requested=config.tiles.altaz_cleanup_enabled,
             band_budget_bytes=config.tiles.memory_mb * 1_000_000,
+            cell_size=config.plan.cell_size,
         )
 
     @staticmethod
-    def stack_settings(config: Config) -> StackSettings:
-        """Phase 3's settings."""
+    def stack_settings(config: Config, mode: Mode) -> StackSettings:
+        """Phase 3's settings. Butted tiles have no edges that fade."""
         tiles = config.tiles
         return StackSettings(
             rejection=tiles.rejection,
@@ -83,7 +84,7 @@ class SessionConfigs:
             normalise=tiles.normalise,
             weights=tiles.weights,
             kernel=tiles.kernel,
-            feather_fraction=config.mosaic.feather_fraction,
+            feather_fraction=config.mosaic.feather_fraction if mode.feathers else 0.0,
             band_budget_bytes=tiles.memory_mb * 1_000_000,
         )
 
@@ -127,9 +128,9 @@ class SessionConfigs:
         return ClosingPolicy(quiet_s=60.0 * config.session.quiet_min, close_at=config.session.close_at)
 
     @staticmethod
-    def content(config: Config) -> dict[str, Any]:
+    def content(config: Config, mode: Mode) -> dict[str, Any]:
         """The settings that pixels depend on, for the content key. Budgets and threads do not (M5)."""
-        stack = asdict(SessionConfigs.stack_settings(config))
+        stack = asdict(SessionConfigs.stack_settings(config, mode))
         mosaic = asdict(SessionConfigs.mosaic_settings(config))
         return {
             name: {k: v for k, v in table.items() if k not in NO_PIXELS}

@@ -110,6 +110,20 @@ class PlanTiles:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class PlanGrid:
+    """Phase 2 of mode grid: the frames that a stack_plan.csv names, on cells of the sky (work.gridding)."""
+
+    frames_path: str
+    plan_path: str
+
+    def run(self) -> PhaseMade:
+        """Writes the plan. Raises SessionFailed."""
+        from zemosaicd.work import gridding
+
+        return gridding.plan_grid(self)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class StackSettings:
     """Table [tiles] as far as the stack needs it, and the width of the blend at a tile's edge.
 
@@ -178,7 +192,7 @@ class MakeMosaic:
         return assembly.make_mosaic(self)
 
 
-Job = ReadHeaders | PrepareFrame | RebuildCache | PlanSession | PlanTiles | StackTile | MakeMosaic
+Job = ReadHeaders | PrepareFrame | RebuildCache | PlanSession | PlanTiles | PlanGrid | StackTile | MakeMosaic
 
 
 def warm_up() -> None:
