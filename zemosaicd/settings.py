@@ -61,7 +61,9 @@ class Session:
     """Which frames belong together, and when a session is complete."""
 
     mode: Literal["auto", "classic", "grid", "existing"] = key(
-        "auto", "How the mosaic is made: from raw frames by master tiles (classic, auto), or of tiles that exist."
+        "auto",
+        "How the mosaic is made: from raw frames by master tiles (classic) or by cells of the sky (grid), or of tiles "
+        "that exist; auto: by what lies in the folder.",
     )
     quiet_min: float = key(60.0, "A session closes when no frame has come for so long.", unit="min", low=0, high=10080)
     marker: str = key(

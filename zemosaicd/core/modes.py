@@ -68,6 +68,31 @@ MODES: dict[str, Mode] = {
 DEFAULT = "classic"
 
 
+AUTO = "auto"
+LEAST_TILES = 2
+"""One finished picture alone is somebody's result that lies about, not a folder of tiles."""
+
+
 def mode_named(setting: str) -> Mode:
-    """The mode of `session.mode`; "auto" is the default one."""
-    return MODES[DEFAULT if setting == "auto" else setting]
+    """The mode of `session.mode`; of "auto" the default one, until it is known what there is."""
+    return MODES[DEFAULT if setting == AUTO else setting]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Choice:
+    """What "auto" chose, and why, for the log and the report."""
+
+    mode: str
+    why: str
+
+
+def choose(*, tiles: int = 0, frames: int = 0, stack_plans: tuple[str, ...] = ()) -> Choice:
+    """The mode of a session that shall find it out: of master tiles alone, of raw frames with a plan, or without.
+
+    Raw frames outweigh tiles: a stack that lies beside the frames that it was made of is not stacked again (C2).
+    """
+    if tiles >= LEAST_TILES and not frames:
+        return Choice(mode="existing", why="master tiles and no raw frame")
+    if stack_plans:
+        return Choice(mode="grid", why=f"there is a plan: {', '.join(stack_plans)}")
+    return Choice(mode=DEFAULT, why="raw frames without a plan")

@@ -64,6 +64,7 @@ def build_report(
             "session": state.session,
             "revision": state.revision,
             "mode": plan.mode,
+            "mode_reason": state.opened.why if state.opened and state.opened.why else "session.mode",
             "mosaic": spec.name,
             "key": state.planned.key,
             "frames": _frames(state, plan, spec, refused or {}),

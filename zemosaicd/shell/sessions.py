@@ -16,7 +16,7 @@ from zemosaicd.checks import ConfigError
 from zemosaicd.core.cleaning import CleanupPolicy
 from zemosaicd.core.events import SessionOpened
 from zemosaicd.core.lifecycle import SessionState
-from zemosaicd.core.modes import Mode, mode_named
+from zemosaicd.core.modes import AUTO, MODES, Mode, mode_named
 from zemosaicd.core.plan import PlanSettings
 from zemosaicd.core.sessions import ClosingPolicy, SessionPolicy, SessionScope
 from zemosaicd.model import Reason
@@ -47,9 +47,13 @@ class SessionConfigs:
         """The daemon's configuration with these tables over it. Raises ConfigError."""
         return configuration.overlay(self.base, settings, SESSION_FILE) if settings else self.base
 
-    def mode(self, settings: dict[str, Any]) -> Mode:
-        """How a session with these tables becomes a mosaic. Raises ConfigError."""
-        return mode_named(self.with_settings(settings).session.mode)
+    def mode(self, settings: dict[str, Any], found: str = "") -> Mode:
+        """How a session with these tables becomes a mosaic; `found`: what "auto" has found out. Raises ConfigError."""
+        return MODES[found] if found and self.auto(settings) else mode_named(self.with_settings(settings).session.mode)
+
+    def auto(self, settings: dict[str, Any]) -> bool:
+        """Whether a session with these tables shall find out its mode. Raises ConfigError."""
+        return self.with_settings(settings).session.mode == AUTO
 
     @staticmethod
     def budget(config: Config) -> Budget:

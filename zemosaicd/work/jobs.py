@@ -15,13 +15,17 @@ from zemosaicd.work.fitsblocks import Budget
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class HeaderRead:
-    """What Phase 0 found in one file: facts, or why not (`incomplete`: look again later)."""
+    """What Phase 0 found in one file: facts, or why not (`incomplete`: look again later).
+
+    `tile`: the facts of what is refused as a frame and is a whole master tile.
+    """
 
     path: str
     fingerprint: Fingerprint
     facts: FrameFacts | None = None
     reason: Reason | None = None
     incomplete: bool = False
+    tile: FrameFacts | None = None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
