@@ -60,10 +60,10 @@ class Watch:
 class Session:
     """Which frames belong together, and when a session is complete."""
 
-    mode: Literal["auto", "classic", "grid", "existing"] = key(
+    mode: Literal["auto", "classic", "sds", "grid", "existing"] = key(
         "auto",
-        "How the mosaic is made: from raw frames by master tiles (classic) or by cells of the sky (grid), or of tiles "
-        "that exist; auto: by what lies in the folder.",
+        "How the mosaic is made: from raw frames by master tiles (classic), mega tiles (sds) or cells of the sky "
+        "(grid), or of tiles that exist (existing); auto: by what lies in the folder.",
     )
     quiet_min: float = key(60.0, "A session closes when no frame has come for so long.", unit="min", low=0, high=10080)
     marker: str = key(

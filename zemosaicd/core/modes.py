@@ -8,6 +8,8 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+from zemosaicd.model import ArtefactKind
+
 PHASES = ("0", "1", "2", "3", "4", "4.5", "5", "6", "7")
 """What PHASE_UPDATE may name (SPEC section 2)."""
 
@@ -19,7 +21,8 @@ class Mode:
     `takes_pictures`: its input are finished pictures with a WCS, not raw frames. `counts_frames`: its tiles know how
     many frames each of their pixels has seen. `feathers`: its tiles overlap and fade into each other; else they are
     butted. `plans_by_pixels`: its planner reads prepared frames, not only what was measured on them. `warm_up`: what a
-    worker of it imports at once (a function of work.jobs); `many_jobs`: there is work for several of them.
+    worker of it imports at once (a function of work.jobs); `many_jobs`: there is work for several of them. `tile_kind`:
+    what its tiles are to Phase 7. `success`: what is logged when its mosaic is published.
     """
 
     name: str
@@ -29,6 +32,8 @@ class Mode:
     counts_frames: bool = True
     feathers: bool = True
     plans_by_pixels: bool = False
+    tile_kind: ArtefactKind = ArtefactKind.MASTER_TILE
+    success: str = ""
     warm_up: str = "warm_up"
     many_jobs: bool = True
 
@@ -53,6 +58,14 @@ MODES: dict[str, Mode] = {
             planner="cells",
             feathers=False,
             plans_by_pixels=True,
+        ),
+        Mode(
+            name="sds",
+            phases=("0", "1", "2", "3", "4", "5", "6", "7"),
+            planner="sweeps",
+            plans_by_pixels=True,
+            tile_kind=ArtefactKind.MEGA_TILE,
+            success="sds_phase5_polish",
         ),
         Mode(
             name="existing",

@@ -297,7 +297,7 @@ def make_plan(
         if not groups:
             continue
         base = lattice([f for g in groups for f in g], settings.orientation)
-        made = (deal or _tiles)(groups, base, name, len(tiles), settings)
+        made = (deal or deal_groups)(groups, base, name, len(tiles), settings)
         tiles += made
         mosaics.append(
             MosaicSpec(
@@ -328,7 +328,9 @@ def _too_few(frame: FramePlan, count: int, least: int) -> LeftOut:
     return LeftOut(frame=frame.frame, path=frame.path, reason=reason)
 
 
-def _tiles(groups: list[list[FramePlan]], base: Wcs, mosaic: str, first: int, settings: PlanSettings) -> list[TileSpec]:
+def deal_groups(
+    groups: list[list[FramePlan]], base: Wcs, mosaic: str, first: int, settings: PlanSettings
+) -> list[TileSpec]:
     """One tile a batch of a group, with its window of the lattice."""
     tiles: list[TileSpec] = []
     for number, group in enumerate(groups, 1):

@@ -27,6 +27,7 @@ from zemosaicd.core.events import (
     TileDone,
 )
 from zemosaicd.core.lifecycle import Clean, End, Instruction, MakePlan, Prepare, SessionState, StackTile
+from zemosaicd.core.modes import MODES
 from zemosaicd.core.report import build_report
 from zemosaicd.model import (
     Artefact,
@@ -194,8 +195,9 @@ class Effects:
 
     def _to_make(self, session: str, plan: Plan) -> list[ArtefactMade]:
         """The manifest's lines for tiles that are yet to be made; those that lie there are nobody's to delete (P9)."""
-        paths = [str(self._layout.master_tile(session, t.tile)) for t in plan.tiles if t.tile not in plan.made]
-        artefacts = (Artefact(path=path, kind=ArtefactKind.MASTER_TILE) for path in paths)
+        kind = MODES[plan.mode].tile_kind
+        paths = [str(self._layout.master_tile(session, t.tile, kind)) for t in plan.tiles if t.tile not in plan.made]
+        artefacts = (Artefact(path=path, kind=kind) for path in paths)
         return [ArtefactMade(session=session, artefact=artefact) for artefact in artefacts]
 
     # --- Phase 3 ---------------------------------------------------------------------------------------------------
@@ -288,6 +290,8 @@ class Effects:
                 figures={**made.figures, "seconds": made.seconds, "peak_rss_mb": made.peak_rss_mb},
             )
         )
+        if success := MODES[plan.mode].success:
+            outputs.log_notes(self._log, session, [LogNote(level="info", event=success)])
         self._log.info("mosaic_published", session=session, path=str(where), verdict=report["verdict"])
 
     async def _assemble(self, job: jobs.MakeMosaic) -> jobs.PhaseMade:

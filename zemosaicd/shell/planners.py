@@ -14,7 +14,7 @@ from zemosaicd.work import jobs
 from zemosaicd.work.planfiles import GridRequest, PlanRequest, TilesRequest
 
 Request = PlanRequest | GridRequest | TilesRequest
-PlanJob = jobs.PlanSession | jobs.PlanGrid | jobs.PlanTiles
+PlanJob = jobs.PlanSession | jobs.PlanGrid | jobs.PlanSweep | jobs.PlanTiles
 
 
 class Frames:
@@ -64,6 +64,25 @@ class Cells:
         return [LogNote(level="info", event="grid_mode_invoked", fields={"cells": len(plan.tiles)})]
 
 
+class Sweeps:
+    """Prepared raw frames become mega tiles that each cover the field (D2)."""
+
+    @staticmethod
+    def request(state: SessionState, config: Config) -> Request:
+        """The same as classic's."""
+        return Frames.request(state, config)
+
+    @staticmethod
+    def job(request: Path, plan: Path) -> PlanJob:
+        """What answers it."""
+        return jobs.PlanSweep(frames_path=str(request), plan_path=str(plan))
+
+    @staticmethod
+    def notes(state: SessionState, config: Config, plan: Plan) -> list[LogNote]:
+        """Of mounts only where the plan is classic's after all (V8)."""
+        return Frames.notes(state, config, plan) if plan.altaz_decision else []
+
+
 class Tiles:
     """Tiles that lie there, ours or anybody's, become a grid (D4)."""
 
@@ -86,6 +105,6 @@ class Tiles:
         return [LogNote(level="info", event="run_info_existing_master_tiles_mode", fields={"count": len(plan.tiles)})]
 
 
-Planner = type[Frames] | type[Cells] | type[Tiles]
-PLANNERS: dict[str, Planner] = {"frames": Frames, "cells": Cells, "tiles": Tiles}
+Planner = type[Frames] | type[Cells] | type[Sweeps] | type[Tiles]
+PLANNERS: dict[str, Planner] = {"frames": Frames, "cells": Cells, "sweeps": Sweeps, "tiles": Tiles}
 """By the name that a mode gives (core.modes)."""

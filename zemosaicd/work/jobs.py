@@ -128,6 +128,20 @@ class PlanGrid:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class PlanSweep:
+    """Phase 2 of mode SDS: batches that each cover the field, as mega tiles (work.sweeping)."""
+
+    frames_path: str
+    plan_path: str
+
+    def run(self) -> PhaseMade:
+        """Writes the plan. Raises SessionFailed."""
+        from zemosaicd.work import sweeping
+
+        return sweeping.plan_sweep(self)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class StackSettings:
     """Table [tiles] as far as the stack needs it, and the width of the blend at a tile's edge.
 
@@ -196,7 +210,9 @@ class MakeMosaic:
         return assembly.make_mosaic(self)
 
 
-Job = ReadHeaders | PrepareFrame | RebuildCache | PlanSession | PlanTiles | PlanGrid | StackTile | MakeMosaic
+Job = (
+    ReadHeaders | PrepareFrame | RebuildCache | PlanSession | PlanTiles | PlanGrid | PlanSweep | StackTile | MakeMosaic
+)
 
 
 def warm_up() -> None:
