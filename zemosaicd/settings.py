@@ -60,8 +60,10 @@ class Watch:
 class Session:
     """Which frames belong together, and when a session is complete."""
 
-    mode: Literal["auto", "classic", "existing"] = key(
-        "auto", "How the mosaic is made: from raw frames by master tiles (classic, auto), or of tiles that exist."
+    mode: Literal["auto", "classic", "sds", "grid", "existing"] = key(
+        "auto",
+        "How the mosaic is made: from raw frames by master tiles (classic), mega tiles (sds) or cells of the sky "
+        "(grid), or of tiles that exist (existing); auto: by what lies in the folder.",
     )
     quiet_min: float = key(60.0, "A session closes when no frame has come for so long.", unit="min", low=0, high=10080)
     marker: str = key(
@@ -108,6 +110,9 @@ class PlanTable:
     )
     min_frames: int = key(1, "Groups with fewer frames make no tile.", unit="frames", low=1, high=1_000_000)
     max_mosaic_pixels: int = key(1_000_000_000, "A larger mosaic is refused.", unit="pixels", low=1, high=10**12)
+    cell_size: float = key(
+        1.0, "Longest side of a cell in mode grid.", unit="short sides of a frame", low=0.1, high=100
+    )
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -181,7 +181,7 @@ def test_V8_each_key_reaches_the_mask() -> None:
     }
     pairs = ["tiles.edge_trim=true", *(f"tiles.{key}={value}" for key, value in keys.items())]
     config = load(None, ["paths.incoming=['/in']", *pairs])
-    assert SessionConfigs.stack_settings(config).mask == MaskSettings(
+    assert SessionConfigs.stack_settings(config, MODES["classic"]).mask == MaskSettings(
         min_coverage_abs=2.0,
         min_coverage_frac=0.7,
         morph_open_px=5,

@@ -23,7 +23,7 @@ class Event:
 @dataclass(frozen=True, slots=True, kw_only=True)
 class SessionOpened(Event):
     """The first frame of a night and target was seen; what the session takes in (core.sessions), and how a mosaic is
-    made of it (`mode`: a row of core.modes). Recorded again when a user changes that."""
+    made of it (`mode`: a row of core.modes; `why`: if it was found out). Recorded again when that changes."""
 
     night: str
     target: str
@@ -35,6 +35,7 @@ class SessionOpened(Event):
     settings: dict[str, Any] = field(default_factory=dict)
     opened_at: float = 0.0
     mode: str = DEFAULT
+    why: str = ""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -77,6 +77,23 @@ def _rejected(rule: str, value: float | str | None, threshold: float | str | Non
     return Rejected(Reason(rule=rule, value=value, threshold=threshold, message=message))
 
 
+def is_master_tile(cards: Cards, name: str) -> bool:
+    """Whether a finished picture is a master tile that may be joined with others without being asked for (D4).
+
+    It must say where it lies, and that it is a stack: by our own cards, by its name, or by a count. A smart telescope's
+    own stacks, which lie among its frames, are none (C2).
+    """
+    axes = [text(cards, card).upper() for card in ("CTYPE1", "CTYPE2")]
+    if not (axes[0].startswith("RA--") and axes[1].startswith("DEC-")):
+        return False
+    base = re.split(r"[/\\]", name)[-1]
+    ours = {"TILE", "GROUP", "NCOMBINE"} <= cards.keys()
+    if ours or base.lower().startswith("master_tile_"):
+        return True
+    counted = any((number(cards, card) or 0.0) > 1 for card in STACK_COUNTS)
+    return counted and not STACKED_NAME.match(base) and not _made_by(cards, SMART_TELESCOPES)
+
+
 # --- what a light frame is not ----------------------------------------------------------------------------------
 
 

@@ -8,6 +8,8 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+from zemosaicd.model import ArtefactKind
+
 PHASES = ("0", "1", "2", "3", "4", "4.5", "5", "6", "7")
 """What PHASE_UPDATE may name (SPEC section 2)."""
 
@@ -17,8 +19,11 @@ class Mode:
     """One way to a mosaic. `phases`: those it goes through. `planner`: what makes its plan (shell.planners).
 
     `takes_pictures`: its input are finished pictures with a WCS, not raw frames. `counts_frames`: its tiles know how
-    many frames each of their pixels has seen. `masks_tiles`: its tiles get what SPEC's section 6 says (V8). `warm_up`:
-    what a worker of it imports at once (a function of work.jobs); `many_jobs`: there is work for several of them.
+    many frames each of their pixels has seen. `masks_tiles`: its tiles get what SPEC's section 6 says (V8). `feathers`:
+    its tiles overlap and fade into each other; else they are butted. `plans_by_pixels`: its planner reads prepared
+    frames, not only what was measured on them. `warm_up`: what a worker of it imports at once (a function of
+    work.jobs); `many_jobs`: there is work for several of them. `tile_kind`: what its tiles are to Phase 7. `success`:
+    what is logged when its mosaic is published.
     """
 
     name: str
@@ -27,6 +32,10 @@ class Mode:
     takes_pictures: bool = False
     counts_frames: bool = True
     masks_tiles: bool = False
+    feathers: bool = True
+    plans_by_pixels: bool = False
+    tile_kind: ArtefactKind = ArtefactKind.MASTER_TILE
+    success: str = ""
     warm_up: str = "warm_up"
     many_jobs: bool = True
 
@@ -46,6 +55,21 @@ MODES: dict[str, Mode] = {
     for mode in (
         Mode(name="classic", phases=("0", "1", "2", "3", "4", "5", "6", "7"), planner="frames", masks_tiles=True),
         Mode(
+            name="grid",
+            phases=("0", "1", "2", "3", "4", "5", "6", "7"),
+            planner="cells",
+            feathers=False,
+            plans_by_pixels=True,
+        ),
+        Mode(
+            name="sds",
+            phases=("0", "1", "2", "3", "4", "5", "6", "7"),
+            planner="sweeps",
+            plans_by_pixels=True,
+            tile_kind=ArtefactKind.MEGA_TILE,
+            success="sds_phase5_polish",
+        ),
+        Mode(
             name="existing",
             phases=("0", "4", "5", "6", "7"),
             planner="tiles",
@@ -59,6 +83,31 @@ MODES: dict[str, Mode] = {
 DEFAULT = "classic"
 
 
+AUTO = "auto"
+LEAST_TILES = 2
+"""One finished picture alone is somebody's result that lies about, not a folder of tiles."""
+
+
 def mode_named(setting: str) -> Mode:
-    """The mode of `session.mode`; "auto" is the default one."""
-    return MODES[DEFAULT if setting == "auto" else setting]
+    """The mode of `session.mode`; of "auto" the default one, until it is known what there is."""
+    return MODES[DEFAULT if setting == AUTO else setting]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Choice:
+    """What "auto" chose, and why, for the log and the report."""
+
+    mode: str
+    why: str
+
+
+def choose(*, tiles: int = 0, frames: int = 0, stack_plans: tuple[str, ...] = ()) -> Choice:
+    """The mode of a session that shall find it out: of master tiles alone, of raw frames with a plan, or without.
+
+    Raw frames outweigh tiles: a stack that lies beside the frames that it was made of is not stacked again (C2).
+    """
+    if tiles >= LEAST_TILES and not frames:
+        return Choice(mode="existing", why="master tiles and no raw frame")
+    if stack_plans:
+        return Choice(mode="grid", why=f"there is a plan: {', '.join(stack_plans)}")
+    return Choice(mode=DEFAULT, why="raw frames without a plan")

@@ -10,7 +10,7 @@ a tile lands in the mosaic without a second interpolation.
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, replace
 
 from zemosaicd import sphere
@@ -40,6 +40,11 @@ class PlanSettings:
     orientation: str = "auto"
     altaz_cleanup_requested: bool = False
     band_budget_bytes: int = 512 << 20
+    cell_size: float = 1.0
+
+
+Deal = Callable[[list[list[FramePlan]], Wcs, str, int, PlanSettings], list[TileSpec]]
+"""How a mosaic's pointings become tiles of its lattice: (pointings, lattice, mosaic, tiles so far, settings)."""
 
 
 def canonical(frames: Iterable[FramePlan]) -> list[FramePlan]:
@@ -156,7 +161,7 @@ def lattice(frames: Sequence[FramePlan], orientation: str) -> Wcs:
 
 def _least_rectangle_rad(points: Sequence[tuple[float, float]]) -> float:
     """Turn in (-pi/4, pi/4] of the least rectangle round the points; an edge of it lies on the hull."""
-    hull = _hull(points)
+    hull = convex_hull(points)
     best_area, best_turn = math.inf, 0.0
     for (x0, y0), (x1, y1) in zip(hull, hull[1:] + hull[:1], strict=True):
         turn = math.atan2(y1 - y0, x1 - x0)
@@ -170,7 +175,7 @@ def _least_rectangle_rad(points: Sequence[tuple[float, float]]) -> float:
     return best_turn
 
 
-def _hull(points: Sequence[tuple[float, float]]) -> list[tuple[float, float]]:
+def convex_hull(points: Sequence[tuple[float, float]]) -> list[tuple[float, float]]:
     """Convex hull, counter-clockwise (Andrew's monotone chain)."""
     ordered = sorted(set(points))
 
@@ -268,8 +273,13 @@ def _too_wide(groups: Sequence[Sequence[FramePlan]], settings: PlanSettings) -> 
     return None
 
 
-def make_plan(frames: Iterable[FramePlan], left_out: Sequence[LeftOut], settings: PlanSettings) -> Plan:
-    """The tile plan of a closed set of solved frames; `left_out` are frames that already have a reason."""
+def make_plan(
+    frames: Iterable[FramePlan], left_out: Sequence[LeftOut], settings: PlanSettings, deal: Deal | None = None
+) -> Plan:
+    """The tile plan of a closed set of solved frames; `left_out` are frames that already have a reason.
+
+    `deal`: None for one tile a batch of a pointing.
+    """
     ordered = canonical(frames)
     counts = mount.summary(f.mount_mode for f in ordered)
     enabled, decision = mount.global_cleanup(counts, settings.altaz_cleanup_requested)
@@ -288,7 +298,7 @@ def make_plan(frames: Iterable[FramePlan], left_out: Sequence[LeftOut], settings
         if not groups:
             continue
         base = lattice([f for g in groups for f in g], settings.orientation)
-        made = _tiles(groups, base, name, len(tiles), settings)
+        made = (deal or deal_groups)(groups, base, name, len(tiles), settings)
         tiles += made
         mosaics.append(
             MosaicSpec(
@@ -319,7 +329,9 @@ def _too_few(frame: FramePlan, count: int, least: int) -> LeftOut:
     return LeftOut(frame=frame.frame, path=frame.path, reason=reason)
 
 
-def _tiles(groups: list[list[FramePlan]], base: Wcs, mosaic: str, first: int, settings: PlanSettings) -> list[TileSpec]:
+def deal_groups(
+    groups: list[list[FramePlan]], base: Wcs, mosaic: str, first: int, settings: PlanSettings
+) -> list[TileSpec]:
     """One tile a batch of a group, with its window of the lattice."""
     tiles: list[TileSpec] = []
     for number, group in enumerate(groups, 1):

@@ -15,6 +15,8 @@ Figures = Mapping[str, Any]
 
 GOOD, HOLES, SUSPECT = "good", "holes", "suspect"
 
+UNASKED = ("duplicate", "stack_plan.not_named")
+
 CACHE_LOST = Reason(rule="cache_lost", message="its cache was gone and could not be made again from the frame")
 
 
@@ -170,6 +172,7 @@ def build_report(
             "session": state.session,
             "revision": state.revision,
             "mode": plan.mode,
+            "mode_reason": state.opened.why if state.opened and state.opened.why else "session.mode",
             "mosaic": spec.name,
             "key": state.planned.key,
             "frames": _frames(state, plan, spec, refused or {}),
@@ -192,9 +195,11 @@ def build_report(
 
 
 def used_fraction(state: SessionState, plan: Plan) -> float:
-    """Of the frames that the session closed with, twins not counted, those that were planned for a mosaic."""
-    twins = sum(left.reason.rule == "duplicate" for left in plan.left_out)
-    return len(plan.frames) / max(1, len(state.closed_set) - twins)
+    """Of the frames that the session closed with, those that were planned for a mosaic. Twins do not count, nor do
+    frames that the user's own plan does not name.
+    """
+    unasked = sum(left.reason.rule in UNASKED for left in plan.left_out)
+    return len(plan.frames) / max(1, len(state.closed_set) - unasked)
 
 
 def _injected(state: SessionState, spec: MosaicSpec) -> dict[str, Any]:

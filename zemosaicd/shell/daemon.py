@@ -288,7 +288,7 @@ class Daemon:
         gone = await asyncio.to_thread(lambda: [p for p in state.frames if not os.path.lexists(p)])
         events: list[Event] = [FrameRemoved(session=state.session, path=path) for path in gone]
         settings = await parts.intake.settings_of_folder(self._once.folder if self._once else "")
-        mode = parts.configs.mode(settings).name
+        mode = parts.configs.mode(settings, state.opened.mode if state.opened else "").name
         if state.opened is not None and (state.opened.settings, state.opened.mode) != (settings, mode):
             events.append(replace(state.opened, settings=settings, mode=mode))
         if events:
@@ -352,6 +352,7 @@ class Daemon:
         asked = cause in (CloseCause.PROCESS, CloseCause.COMMAND)
         if (state.closed and not (asked and state.resting)) or not state.frames:
             return
+        await parts.intake.settle_mode(state)
         event = SessionClosed(
             session=session, revision=state.revision + 1, cause=cause.value, closed_at=self._clock.wall()
         )

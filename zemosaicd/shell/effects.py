@@ -27,6 +27,7 @@ from zemosaicd.core.events import (
     TileDone,
 )
 from zemosaicd.core.lifecycle import Clean, End, Instruction, MakePlan, Prepare, SessionState, StackTile
+from zemosaicd.core.modes import MODES
 from zemosaicd.core.report import build_report
 from zemosaicd.model import (
     Artefact,
@@ -81,7 +82,7 @@ class Effects:
         self._turns = {Prepare: asyncio.Semaphore(2 * capacity + 1), StackTile: asyncio.Semaphore(capacity)}
         self._tables: dict[tuple[str, int], CacheTable] = {}
         self._unreleased: dict[tuple[str, int], set[int]] = {}
-        caches = Rebuilder(engine, self._run_into, configs, log)
+        caches = self._rebuilder = Rebuilder(engine, self._run_into, configs, log)
         self._tiles = TileMaker(engine, run_job, configs, layout, gate, caches, log, capacity)
 
     async def perform(self, instruction: Instruction) -> None:
@@ -167,6 +168,9 @@ class Effects:
         )
         request, job = planner.request(state, config), planner.job(request_file, plan_file)
 
+        if state.mode.plans_by_pixels:
+            await self._rebuilder.ensure(state, [r.prepared for r in state.frames.values() if r.prepared is not None])
+
         async def attempt() -> jobs.PhaseMade:
             await asyncio.to_thread(planfiles.write_request, request, request_file)
             made: jobs.PhaseMade = await self._run(job, TILES_AFTER)
@@ -179,7 +183,7 @@ class Effects:
             await self._fail(state, error)
             return
         outputs.log_notes(self._log, session, (*made.notes, *planner.notes(state, config, plan)))
-        key = outputs.content_key(plan, self._configs.content(config))
+        key = outputs.content_key(plan, self._configs.content(config, state.mode))
         if key == state.last_key and outputs.all_there(state.last_published, self._layout.output):
             where = next(iter(state.last_published.values())).path
             reason = Reason(rule="unchanged", value=where, message=f"the same frames and settings as before: {where}")
@@ -191,8 +195,9 @@ class Effects:
 
     def _to_make(self, session: str, plan: Plan) -> list[ArtefactMade]:
         """The manifest's lines for tiles that are yet to be made; those that lie there are nobody's to delete (P9)."""
-        paths = [str(self._layout.master_tile(session, t.tile)) for t in plan.tiles if t.tile not in plan.made]
-        artefacts = (Artefact(path=path, kind=ArtefactKind.MASTER_TILE) for path in paths)
+        kind = MODES[plan.mode].tile_kind
+        paths = [str(self._layout.master_tile(session, t.tile, kind)) for t in plan.tiles if t.tile not in plan.made]
+        artefacts = (Artefact(path=path, kind=kind) for path in paths)
         return [ArtefactMade(session=session, artefact=artefact) for artefact in artefacts]
 
     # --- Phase 3 ---------------------------------------------------------------------------------------------------
@@ -285,6 +290,8 @@ class Effects:
                 figures={**made.figures, "seconds": made.seconds, "peak_rss_mb": made.peak_rss_mb},
             )
         )
+        if success := MODES[plan.mode].success:
+            outputs.log_notes(self._log, session, [LogNote(level="info", event=success)])
         self._log.info("mosaic_published", session=session, path=str(where), verdict=report["verdict"])
         for doubt in report["doubts"]:
             self._log.warning("mosaic_doubted", session=session, mosaic=name, **doubt)

@@ -8,14 +8,18 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Sequence
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 
 from zemosaicd.checks import ConfigError
 from zemosaicd.core.events import Event, FrameAssigned, FrameRejected, SessionOpened
 from zemosaicd.core.intake import Settled
-from zemosaicd.core.modes import Mode
+from zemosaicd.core.lifecycle import SessionState
+from zemosaicd.core.modes import LEAST_TILES, MODES, Mode, choose
 from zemosaicd.core.sessions import SessionPolicy, SessionScope, session_for
+from zemosaicd.core.stackplan import NAME as STACK_PLAN
+from zemosaicd.core.stackplan import folders_of
 from zemosaicd.model import Fingerprint, Reason
 from zemosaicd.shell.engine import Engine
 from zemosaicd.shell.log import Logger
@@ -54,6 +58,7 @@ class FrameIntake:
         self._whole_folder = whole_folder
         self._scopes = {o.session: scope_of(o) for o in engine.journal.opened()}
         self._assigning = asyncio.Lock()
+        self._lone: dict[str, HeaderRead] = {}  # by folder: a master tile that waits for another
         self.last_arrival_s: dict[str, float] = {}
 
     @property
@@ -68,7 +73,9 @@ class FrameIntake:
         for pictures in (False, True):
             alike = [s for s in settled if self._takes_pictures(tables[str(Path(s.path).parent)]) is pictures]
             parts += [(pictures, alike[i : i + HEADERS_A_JOB]) for i in range(0, len(alike), HEADERS_A_JOB)]
-        await asyncio.gather(*(self._take_part(part, pictures, tables, watcher) for pictures, part in parts))
+        read = await asyncio.gather(*(self._read(part, pictures) for pictures, part in parts))
+        for answer in self._with_tiles([answer for part in read for answer in part], tables, watcher):
+            await self._judge(answer, tables[str(Path(answer.path).parent)], watcher)
 
     async def _tables_of(self, folders: set[str], watcher: Watcher) -> Tables:
         """The session.toml that holds in each folder: of `process DIR`, DIR's own, whatever lies in subfolders (C7)."""
@@ -88,20 +95,62 @@ class FrameIntake:
         """Whether files in a folder of these settings are finished pictures; of one that cannot be read, raw frames."""
         return not isinstance(tables, ConfigError) and self._configs.mode(tables).takes_pictures
 
-    async def _take_part(self, settled: Sequence[Settled], pictures: bool, tables: Tables, watcher: Watcher) -> None:
+    async def _read(self, settled: Sequence[Settled], pictures: bool) -> list[HeaderRead]:
         files = tuple((s.path, s.fingerprint) for s in settled)
         job = ReadHeaders(files=files, budget=self._configs.budget(self._configs.base), pictures=pictures)
         try:
-            answers = await self._gate.retrying("", partial(self._run, job, FRAMES_FIRST))
+            return list(await self._gate.retrying("", partial(self._run, job, FRAMES_FIRST)))
         except Exception as error:  # noqa: BLE001 - a file that kills its reader is refused, file by file
             if len(settled) > 1:
-                for one in settled:
-                    await self._take_part([one], pictures, tables, watcher)
-                return
+                return [answer for one in settled for answer in await self._read([one], pictures)]
             reason = Reason(rule="unreadable", value=type(error).__name__, message=str(error))
-            answers = (HeaderRead(path=files[0][0], fingerprint=files[0][1], reason=reason),)
+            return [HeaderRead(path=files[0][0], fingerprint=files[0][1], reason=reason)]
+
+    def _with_tiles(self, answers: Sequence[HeaderRead], tables: Tables, watcher: Watcher) -> list[HeaderRead]:
+        """Where folders shall find out their mode and hold master tiles alone, these are taken (D4).
+
+        A tile that is alone so far waits for another, unless all that there is has been seen (`process`).
+        """
+        folders: dict[str, list[HeaderRead]] = {}
         for answer in answers:
-            await self._judge(answer, tables[str(Path(answer.path).parent)], watcher)
+            folders.setdefault(self._whole_folder or str(Path(answer.path).parent), []).append(answer)
+        return [answer for folder, some in folders.items() for answer in self._of_folder(folder, some, tables, watcher)]
+
+    def _of_folder(self, folder: str, answers: list[HeaderRead], tables: Tables, watcher: Watcher) -> list[HeaderRead]:
+        settings = tables[str(Path(answers[0].path).parent)]
+        if isinstance(settings, ConfigError) or not self._configs.auto(settings):
+            return answers
+        if not any(a.tile is not None for a in answers):
+            return answers
+        waited = self._lone.pop(folder, None)
+        if waited is not None and waited.path not in {a.path for a in answers}:
+            watcher.take_over(waited.path, waited.fingerprint)
+            answers = [waited, *answers]
+        tiles = sum(a.tile is not None for a in answers)
+        before = [self._engine.load(name).mode for name in self._engine.journal.sessions_below(folder)]
+        known = sum(mode.takes_pictures for mode in before) * LEAST_TILES
+        frames = sum(a.facts is not None for a in answers) + sum(mode.prepares for mode in before)
+        if MODES[choose(tiles=tiles + known, frames=frames).mode].takes_pictures:
+            return [
+                replace(a, facts=a.tile, reason=None, incomplete=False) if a.tile is not None else a for a in answers
+            ]
+        if frames or self._whole_folder:
+            return [replace(a, incomplete=False) if a.tile is not None else a for a in answers]
+        (self._lone[folder],) = (replace(a, incomplete=True) for a in answers if a.tile is not None)
+        return [replace(a, incomplete=a.incomplete or a.tile is not None) for a in answers]
+
+    async def settle_mode(self, state: SessionState) -> None:
+        """Before a session closes: whether its raw frames have a plan, where it shall find that out itself."""
+        opened = state.opened
+        if opened is None or not state.mode.prepares or not self._configs.auto(opened.settings):
+            return
+        folders = folders_of(state.frames, opened.whole_folder)
+        plans = [str(Path(folder) / STACK_PLAN) for folder in folders]
+        there = await asyncio.to_thread(lambda: tuple(p for p in plans if Path(p).is_file()))
+        choice = choose(frames=len(state.frames), stack_plans=there)
+        if (opened.mode, opened.why) != (choice.mode, choice.why):
+            await self._engine.record(replace(opened, mode=choice.mode, why=choice.why))
+        self._log.info("mode_chosen", session=state.session, mode=choice.mode, reason=choice.why)
 
     async def _judge(self, answer: HeaderRead, tables: dict[str, object] | ConfigError, watcher: Watcher) -> None:
         reason = answer.reason
@@ -109,6 +158,7 @@ class FrameIntake:
             reason = self._hold(answer.path, answer.fingerprint, reason, watcher)
             if reason is None:
                 return
+            reason = answer.reason if answer.tile is not None else reason
         if reason is None and answer.facts is not None:
             if isinstance(tables, ConfigError):
                 self._log.error("session_toml_invalid", frame=answer.path, reason=str(tables))
@@ -140,7 +190,8 @@ class FrameIntake:
         if facts is None:
             raise ValueError(f"{answer.path}: no facts to assign by")
         config = self._configs.with_settings(settings)
-        mode = self._configs.mode(settings)
+        choice = None if answer.tile is None else choose(tiles=LEAST_TILES)
+        mode = self._configs.mode(settings, choice.mode if choice else "")
         policy = self._configs.session_policy(config)
         folder = self._whole_folder
         if folder:
@@ -156,9 +207,12 @@ class FrameIntake:
                 folder=folder,
             )
             events: list[Event] = []
+            if self._configs.auto(settings) and self._other_kind(scope, answer):
+                await self._refuse(answer, scope)
+                return
             if scope.id not in self._scopes:
                 self._scopes[scope.id] = scope
-                events.append(_opened(scope, settings, mode, self._clock.wall()))
+                events.append(_opened(scope, settings, mode, self._clock.wall(), choice.why if choice else ""))
                 self._log.info("session_opened", session=scope.id, night=scope.night, target=scope.target)
                 self._log_first_phase(scope, mode)
             elif self._engine.load(scope.id).resting:
@@ -171,6 +225,18 @@ class FrameIntake:
             await self._engine.record(*events)
         self._log.debug("frame_settled", session=scope.id, frame=Path(answer.path).name)
 
+    def _other_kind(self, scope: SessionScope, answer: HeaderRead) -> bool:
+        known = scope.id in self._scopes
+        return known and self._engine.load(scope.id).mode.takes_pictures != (answer.tile is not None)
+
+    async def _refuse(self, answer: HeaderRead, scope: SessionScope) -> None:
+        """Raw frames and finished pictures make no mosaic together."""
+        message = f"session {scope.id} is of the other kind: raw frames and finished pictures do not mix"
+        reason = Reason(rule="session.kind", value=scope.id, message=message)
+        event = FrameRejected(session="", path=answer.path, fingerprint=answer.fingerprint, reason=reason)
+        await self._engine.record(event)
+        log_rejected(self._log, "", answer.path, reason)
+
     def _log_first_phase(self, scope: SessionScope, mode: Mode) -> None:
         if mode.prepares:
             self._log.info("PHASE_UPDATE", session=scope.id, phase="1")
@@ -181,7 +247,7 @@ def _joined_folder(path: Path) -> Path:
     return next((f for f in path.parents if (f / SESSION_FILE).is_file()), path.parent)
 
 
-def _opened(scope: SessionScope, settings: dict[str, object], mode: Mode, wall_s: float) -> SessionOpened:
+def _opened(scope: SessionScope, settings: dict[str, object], mode: Mode, wall_s: float, why: str) -> SessionOpened:
     return SessionOpened(
         session=scope.id,
         night=scope.night,
@@ -194,4 +260,5 @@ def _opened(scope: SessionScope, settings: dict[str, object], mode: Mode, wall_s
         settings=settings,
         opened_at=wall_s,
         mode=mode.name,
+        why=why,
     )

@@ -72,9 +72,9 @@ class Layout:
         """What Phase 2 writes and Phases 3 to 6 read."""
         return self.session(session) / "runtime" / f"plan_r{revision}.json"
 
-    def master_tile(self, session: str, tile: int) -> Path:
-        """A master tile."""
-        return self.session(session) / "master_tiles" / f"master_tile_{tile}.fits"
+    def master_tile(self, session: str, tile: int, kind: ArtefactKind = ArtefactKind.MASTER_TILE) -> Path:
+        """A master tile, or a mega tile."""
+        return self.session(session) / "master_tiles" / f"{kind.value}_{tile}.fits"
 
     def output_folder(self, state: SessionState, plan: Plan, spec: MosaicSpec) -> Path:
         """The mosaic's folder: the session's name; for further mosaics of it (filters) with the filter's.

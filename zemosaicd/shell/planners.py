@@ -6,21 +6,22 @@ from pathlib import Path
 
 from zemosaicd.core import mount
 from zemosaicd.core.lifecycle import SessionState
+from zemosaicd.core.stackplan import folders_of
 from zemosaicd.model import LogNote, Plan
 from zemosaicd.settings import Config
 from zemosaicd.shell.sessions import SessionConfigs
 from zemosaicd.work import jobs
-from zemosaicd.work.planfiles import PlanRequest, TilesRequest
+from zemosaicd.work.planfiles import GridRequest, PlanRequest, TilesRequest
 
-Request = PlanRequest | TilesRequest
-PlanJob = jobs.PlanSession | jobs.PlanTiles
+Request = PlanRequest | GridRequest | TilesRequest
+PlanJob = jobs.PlanSession | jobs.PlanGrid | jobs.PlanSweep | jobs.PlanTiles
 
 
 class Frames:
     """Prepared raw frames become groups, tiles and their lattice (Phase 2)."""
 
     @staticmethod
-    def request(state: SessionState, config: Config) -> Request:
+    def request(state: SessionState, config: Config) -> PlanRequest:
         """All prepared frames, in the order of their paths."""
         return PlanRequest(
             frames=tuple(r.prepared for _, r in sorted(state.frames.items()) if r.prepared is not None),
@@ -38,6 +39,48 @@ class Frames:
         """What is said of the session's mounts (M1, M2)."""
         counts = mount.summary(mount.frame_mode(r.facts, config.session.mount_mode) for r in state.frames.values())
         return list(mount.decision_notes(counts, plan.altaz_decision))
+
+
+class Cells:
+    """The frames that a stack_plan.csv names become cells of the sky (D3)."""
+
+    @staticmethod
+    def request(state: SessionState, config: Config) -> Request:
+        """All prepared frames, and where a plan may lie; the user's file itself is read by the job."""
+        return GridRequest(
+            frames=Frames.request(state, config),
+            folders=folders_of(state.closed_set, state.opened.whole_folder if state.opened else ""),
+            refused={p: r.rejected for p, r in state.frames.items() if r.rejected is not None},
+        )
+
+    @staticmethod
+    def job(request: Path, plan: Path) -> PlanJob:
+        """What answers it."""
+        return jobs.PlanGrid(frames_path=str(request), plan_path=str(plan))
+
+    @staticmethod
+    def notes(state: SessionState, config: Config, plan: Plan) -> list[LogNote]:
+        """That the grid is made; nothing of mounts, for section 6 leaves cells alone (V8)."""
+        return [LogNote(level="info", event="grid_mode_invoked", fields={"cells": len(plan.tiles)})]
+
+
+class Sweeps:
+    """Prepared raw frames become mega tiles that each cover the field (D2)."""
+
+    @staticmethod
+    def request(state: SessionState, config: Config) -> Request:
+        """The same as classic's."""
+        return Frames.request(state, config)
+
+    @staticmethod
+    def job(request: Path, plan: Path) -> PlanJob:
+        """What answers it."""
+        return jobs.PlanSweep(frames_path=str(request), plan_path=str(plan))
+
+    @staticmethod
+    def notes(state: SessionState, config: Config, plan: Plan) -> list[LogNote]:
+        """Of mounts only where the plan is classic's after all (V8)."""
+        return Frames.notes(state, config, plan) if plan.altaz_decision else []
 
 
 class Tiles:
@@ -62,6 +105,6 @@ class Tiles:
         return [LogNote(level="info", event="run_info_existing_master_tiles_mode", fields={"count": len(plan.tiles)})]
 
 
-Planner = type[Frames] | type[Tiles]
-PLANNERS: dict[str, Planner] = {"frames": Frames, "tiles": Tiles}
+Planner = type[Frames] | type[Cells] | type[Sweeps] | type[Tiles]
+PLANNERS: dict[str, Planner] = {"frames": Frames, "cells": Cells, "sweeps": Sweeps, "tiles": Tiles}
 """By the name that a mode gives (core.modes)."""

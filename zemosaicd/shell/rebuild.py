@@ -9,7 +9,7 @@ from typing import Any
 
 from zemosaicd.core.events import ArtefactMade
 from zemosaicd.core.lifecycle import SessionState
-from zemosaicd.model import Artefact, ArtefactKind, FrameId, FramePlan, Reason, ZemosaicdError
+from zemosaicd.model import Artefact, ArtefactKind, FrameId, FramePlan, PreparedFrame, Reason, ZemosaicdError
 from zemosaicd.shell.engine import Engine
 from zemosaicd.shell.log import Logger
 from zemosaicd.shell.sessions import SessionConfigs
@@ -29,7 +29,7 @@ class Rebuilder:
         self._log = log
         self._under_way: dict[str, asyncio.Future[Reason | None]] = {}
 
-    async def ensure(self, state: SessionState, frames: Sequence[FramePlan]) -> list[FrameId]:
+    async def ensure(self, state: SessionState, frames: Sequence[FramePlan | PreparedFrame]) -> list[FrameId]:
         """Returns, with a line for each, the frames whose caches are missing and cannot be made again."""
         missing = [f for f in frames if not Path(f.cache).exists()]
         reasons = await asyncio.gather(*(self._rebuild(state, f) for f in missing))
@@ -44,7 +44,7 @@ class Rebuilder:
             )
         return [f.frame for f, _ in gone]
 
-    async def _rebuild(self, state: SessionState, frame: FramePlan) -> Reason | None:
+    async def _rebuild(self, state: SessionState, frame: FramePlan | PreparedFrame) -> Reason | None:
         """None when the cache lies there again, else why not. Tiles that share it wait for the same answer."""
         if frame.cache in self._under_way:
             return await asyncio.shield(self._under_way[frame.cache])

@@ -16,7 +16,7 @@ from zemosaicd.checks import ConfigError
 from zemosaicd.core.cleaning import CleanupPolicy
 from zemosaicd.core.events import SessionOpened
 from zemosaicd.core.lifecycle import SessionState
-from zemosaicd.core.modes import Mode, mode_named
+from zemosaicd.core.modes import AUTO, MODES, Mode, mode_named
 from zemosaicd.core.plan import PlanSettings
 from zemosaicd.core.sessions import ClosingPolicy, SessionPolicy, SessionScope
 from zemosaicd.model import Reason
@@ -47,9 +47,13 @@ class SessionConfigs:
         """The daemon's configuration with these tables over it. Raises ConfigError."""
         return configuration.overlay(self.base, settings, SESSION_FILE) if settings else self.base
 
-    def mode(self, settings: dict[str, Any]) -> Mode:
-        """How a session with these tables becomes a mosaic. Raises ConfigError."""
-        return mode_named(self.with_settings(settings).session.mode)
+    def mode(self, settings: dict[str, Any], found: str = "") -> Mode:
+        """How a session with these tables becomes a mosaic; `found`: what "auto" has found out. Raises ConfigError."""
+        return MODES[found] if found and self.auto(settings) else mode_named(self.with_settings(settings).session.mode)
+
+    def auto(self, settings: dict[str, Any]) -> bool:
+        """Whether a session with these tables shall find out its mode. Raises ConfigError."""
+        return self.with_settings(settings).session.mode == AUTO
 
     @staticmethod
     def budget(config: Config) -> Budget:
@@ -69,11 +73,12 @@ class SessionConfigs:
             orientation=config.mosaic.orientation,
             altaz_cleanup_requested=config.tiles.altaz_cleanup_enabled,
             band_budget_bytes=config.tiles.memory_mb * 1_000_000,
+            cell_size=config.plan.cell_size,
         )
 
     @staticmethod
-    def stack_settings(config: Config) -> StackSettings:
-        """Phase 3's settings."""
+    def stack_settings(config: Config, mode: Mode) -> StackSettings:
+        """Phase 3's settings. Butted tiles have no edges that fade."""
         tiles = config.tiles
         return StackSettings(
             rejection=tiles.rejection,
@@ -83,7 +88,7 @@ class SessionConfigs:
             normalise=tiles.normalise,
             weights=tiles.weights,
             kernel=tiles.kernel,
-            feather_fraction=config.mosaic.feather_fraction,
+            feather_fraction=config.mosaic.feather_fraction if mode.feathers else 0.0,
             mask=MaskSettings(
                 min_coverage_abs=tiles.altaz_min_coverage_abs,
                 min_coverage_frac=tiles.altaz_min_coverage_frac,
@@ -135,9 +140,9 @@ class SessionConfigs:
         return ClosingPolicy(quiet_s=60.0 * config.session.quiet_min, close_at=config.session.close_at)
 
     @staticmethod
-    def content(config: Config) -> dict[str, Any]:
+    def content(config: Config, mode: Mode) -> dict[str, Any]:
         """The settings that pixels depend on, for the content key. Budgets and threads do not (M5)."""
-        stack = asdict(SessionConfigs.stack_settings(config))
+        stack = asdict(SessionConfigs.stack_settings(config, mode))
         mosaic = asdict(SessionConfigs.mosaic_settings(config))
         return {
             name: {k: v for k, v in table.items() if k not in NO_PIXELS}

@@ -10,6 +10,7 @@ from typing import Any
 
 from zemosaicd.core.events import JobStarted, TileDone, TileFailed
 from zemosaicd.core.lifecycle import SessionState
+from zemosaicd.core.modes import MODES
 from zemosaicd.model import FrameId, Plan, Reason, TileSpec, ZemosaicdError
 from zemosaicd.model import TileFailed as NoTile
 from zemosaicd.shell import outputs
@@ -64,11 +65,11 @@ class TileMaker:
     async def result(self, state: SessionState, plan: Plan, spec: TileSpec) -> TileDone | TileFailed:
         """Tries a tile until it is done or its last try is spent; its caches are not released in between (R4)."""
         session, revision, config = state.session, state.revision, self._configs.of(state)
-        output = self._layout.master_tile(session, spec.tile)
+        output = self._layout.master_tile(session, spec.tile, MODES[plan.mode].tile_kind)
         # cores that no other tile of this session wants (C7): they leave no trace in the pixels
         waiting = len(plan.tiles) - len(state.done) - len(state.failed)
         threads = max(1, self._capacity // max(1, waiting))
-        settings = replace(self._configs.stack_settings(config), threads=threads)
+        settings = replace(self._configs.stack_settings(config, state.mode), threads=threads)
         reason = Reason(rule="interrupted", threshold=MAX_INTERRUPTED, message="begun too often without an end")
         name = f"tile {spec.tile}"
         first = state.attempts.get(name, 0) + 1

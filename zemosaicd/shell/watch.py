@@ -130,6 +130,11 @@ class Watcher:
         self._woken.set()  # its next look may be due sooner than the one that is slept for
         return verdict
 
+    def take_over(self, path: str, fingerprint: Fingerprint) -> None:
+        """A file that was held is held no longer: in this state it has been judged."""
+        self.intake.forget([path])
+        self.intake.recall({path: fingerprint}, self._clock.monotonic())
+
     def waiting(self) -> list[Waiting]:
         """Files that were seen and not taken yet."""
         return self.intake.waiting(self._clock.monotonic())

@@ -15,13 +15,17 @@ from zemosaicd.work.fitsblocks import Budget
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class HeaderRead:
-    """What Phase 0 found in one file: facts, or why not (`incomplete`: look again later)."""
+    """What Phase 0 found in one file: facts, or why not (`incomplete`: look again later).
+
+    `tile`: the facts of what is refused as a frame and is a whole master tile.
+    """
 
     path: str
     fingerprint: Fingerprint
     facts: FrameFacts | None = None
     reason: Reason | None = None
     incomplete: bool = False
+    tile: FrameFacts | None = None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -110,6 +114,34 @@ class PlanTiles:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class PlanGrid:
+    """Phase 2 of mode grid: the frames that a stack_plan.csv names, on cells of the sky (work.gridding)."""
+
+    frames_path: str
+    plan_path: str
+
+    def run(self) -> PhaseMade:
+        """Writes the plan. Raises SessionFailed."""
+        from zemosaicd.work import gridding
+
+        return gridding.plan_grid(self)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class PlanSweep:
+    """Phase 2 of mode SDS: batches that each cover the field, as mega tiles (work.sweeping)."""
+
+    frames_path: str
+    plan_path: str
+
+    def run(self) -> PhaseMade:
+        """Writes the plan. Raises SessionFailed."""
+        from zemosaicd.work import sweeping
+
+        return sweeping.plan_sweep(self)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class MaskSettings:
     """Keys altaz_* of table [tiles]: the mask of alt-az tiles; and whether any tile's empty margins are cut off
     (work.masking)."""
@@ -192,7 +224,9 @@ class MakeMosaic:
         return assembly.make_mosaic(self)
 
 
-Job = ReadHeaders | PrepareFrame | RebuildCache | PlanSession | PlanTiles | StackTile | MakeMosaic
+Job = (
+    ReadHeaders | PrepareFrame | RebuildCache | PlanSession | PlanTiles | PlanGrid | PlanSweep | StackTile | MakeMosaic
+)
 
 
 def warm_up() -> None:

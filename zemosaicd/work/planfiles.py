@@ -10,7 +10,7 @@ from pathlib import Path
 
 from zemosaicd import codec
 from zemosaicd.core.plan import PlanSettings
-from zemosaicd.model import Plan, PreparedFrame
+from zemosaicd.model import Plan, PreparedFrame, Reason
 from zemosaicd.work.fitsblocks import Budget
 from zemosaicd.work.store import publish
 
@@ -25,6 +25,17 @@ class PlanRequest:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class GridRequest:
+    """All that Phase 2 of mode grid works from: frames, folders where a stack_plan.csv may lie, and the files of the
+    session that were refused, by path.
+    """
+
+    frames: PlanRequest
+    folders: tuple[str, ...]
+    refused: dict[str, Reason]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class TilesRequest:
     """All that Phase 4 of mode existing works from: tiles that lie somewhere."""
 
@@ -33,7 +44,7 @@ class TilesRequest:
     budget: Budget
 
 
-def write_request(request: PlanRequest | TilesRequest, path: Path) -> None:
+def write_request(request: PlanRequest | GridRequest | TilesRequest, path: Path) -> None:
     """Writes the request where the job will find it."""
     path.parent.mkdir(parents=True, exist_ok=True)
     with publish(path, overwrite=True, mode=0o600) as file:
@@ -48,6 +59,11 @@ def read_plan(path: Path) -> Plan:
 def read_request(path: Path) -> PlanRequest:
     """What the daemon asked for."""
     return codec.loads(PlanRequest, path.read_text())
+
+
+def read_grid(path: Path) -> GridRequest:
+    """The same of a session with a stack_plan.csv."""
+    return codec.loads(GridRequest, path.read_text())
 
 
 def read_tiles(path: Path) -> TilesRequest:

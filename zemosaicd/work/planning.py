@@ -7,8 +7,8 @@ The result is a function of the frames in canonical order and the settings; how 
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
-from dataclasses import replace
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 
 from zemosaicd import sphere
 from zemosaicd.core import mount
-from zemosaicd.core.plan import PlanSettings, kind_of, make_plan, pointings, reference_of
+from zemosaicd.core.plan import Deal, PlanSettings, kind_of, make_plan, pointings, reference_of
 from zemosaicd.model import (
     FrameId,
     FramePlan,
@@ -24,6 +24,7 @@ from zemosaicd.model import (
     Grid,
     LeftOut,
     LogNote,
+    Plan,
     PreparedFrame,
     Reason,
     Solution,
@@ -42,17 +43,50 @@ from zemosaicd.science.trails import own_trails
 from zemosaicd.work.catalogue import read_cone
 from zemosaicd.work.jobs import PhaseMade, PlanSession
 from zemosaicd.work.meter import Meter
-from zemosaicd.work.planfiles import read_request, write_plan
+from zemosaicd.work.planfiles import PlanRequest, read_request, write_plan
 
 CONE_STEP_DEG = 0.3
 CONE_MARGIN_DEG = 0.4
+
+
+Stars = dict[FrameId, StarList]
+FixedPixels = dict[str, tuple[int, ...]]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Ways:
+    """What modes that plan raw frames differ in; as it stands, classic.
+
+    Transparency and sky of a frame hold within its pointing; where tiles mix pointings, `scale` and `level` (frames,
+    fixed pixels, settings) make them hold over all. `deal`: pointings -> tiles.
+    """
+
+    scale: Callable[[list[FramePlan], Stars, PlanSettings], list[FramePlan]] = lambda frames, stars, settings: frames
+    level: Callable[[list[FramePlan], FixedPixels, PlanSettings], list[FramePlan]] = lambda frames, fixed, settings: (
+        frames
+    )
+    deal: Deal | None = None
 
 
 def plan_session(job: PlanSession) -> PhaseMade:
     """Runs Phase 2 and writes the plan."""
     meter = Meter()
     request = read_request(Path(job.frames_path))
+    plan, note = plan_frames(request, (), Ways())
+    return finish(plan, note, meter, Path(job.plan_path))
+
+
+def finish(plan: Plan, note: LogNote, meter: Meter, path: Path) -> PhaseMade:
+    """Writes a plan with what it cost."""
+    seconds, peak = meter.seconds, meter.peak_rss_mb
+    write_plan(replace(plan, figures=plan.figures | {"seconds": seconds, "peak_rss_mb": peak}), path)
+    return PhaseMade(notes=(note,), seconds=seconds, peak_rss_mb=peak)
+
+
+def plan_frames(request: PlanRequest, refused: Sequence[LeftOut], ways: Ways) -> tuple[Plan, LogNote]:
+    """The joint solution of the frames and their plan; `refused` have a reason already."""
     prepared, left_out = _distinct(request.frames)
+    left_out += refused
     prepared.sort(key=lambda f: (f.facts.observed_s or 0.0, f.frame))
     lists, fixed = without_fixed([_frame_stars(f) for f in prepared])
     solutions, untied = _solutions(prepared, lists)
@@ -64,16 +98,15 @@ def plan_session(job: PlanSession) -> PhaseMade:
             left_out.append(LeftOut(frame=frame.frame, path=frame.path, reason=reason or Reason(rule="unsolved")))
         else:
             frames.append(_frame_plan(frame, solution, place, request.mount_mode))
-    frames = _with_transparency(
-        frames, {f.frame: s.stars for f, s in zip(prepared, lists, strict=True)}, request.settings
-    )
-    frames, light = _with_skies(frames, {f.frame: f for f in prepared}, request.settings)
+    stars = {f.frame: s.stars for f, s in zip(prepared, lists, strict=True)}
+    frames = ways.scale(_with_transparency(frames, stars, request.settings), stars, request.settings)
+    by_id = {f.frame: f for f in prepared}
+    frames, light = _with_skies(_with_trails(frames, by_id, request.settings), by_id, request.settings)
+    light["trails"] = float(sum(len(f.trails) for f in frames))
     hot = _fixed_pixels(prepared, lists, {f.frame: f.wcs for f in frames})
-    plan = make_plan(frames, left_out, request.settings)
-    seconds, peak = meter.seconds, meter.peak_rss_mb
+    plan = make_plan(ways.level(frames, hot, request.settings), left_out, request.settings, ways.deal)
     figures = _figures(joint, fixed) | light | {"fixed_pixels": float(sum(len(p) for p in hot.values()))}
-    plan = replace(plan, fixed_pixels=hot, figures=figures | {"seconds": seconds, "peak_rss_mb": peak})
-    write_plan(plan, Path(job.plan_path))
+    plan = replace(plan, fixed_pixels=hot, figures=figures)
     fields: dict[str, object] = {
         "frames": len(frames),
         "stars": joint.stars,
@@ -82,8 +115,7 @@ def plan_session(job: PlanSession) -> PhaseMade:
         "anchor_rms_arcsec": _rounded(joint.anchor_rms_arcsec),
         "distortion_px": plan.figures.get("distortion_px"),
     }
-    note = LogNote(level="info", event="session_registered", fields=fields)
-    return PhaseMade(notes=(note,), seconds=seconds, peak_rss_mb=peak)
+    return plan, LogNote(level="info", event="session_registered", fields=fields)
 
 
 def _rounded(value: float | None) -> float | None:
@@ -201,22 +233,20 @@ def _photon_term(sky_adu: float, noise_adu: float, electrons_per_adu: float | No
     return noise_adu**2 / sky_adu if sky_adu > 0.0 else 0.0
 
 
-def _with_transparency(
-    frames: Sequence[FramePlan], stars: dict[FrameId, StarList], settings: PlanSettings
-) -> list[FramePlan]:
+def _with_transparency(frames: Sequence[FramePlan], stars: Stars, settings: PlanSettings) -> list[FramePlan]:
     """Each frame's flux scale a channel against the best frame of its own pointing."""
     scaled: list[FramePlan] = []
     for kind in sorted({kind_of(f) for f in frames}):
         for group in pointings([f for f in frames if kind_of(f) == kind], settings):
             best = next(i for i, f in enumerate(group) if f.frame == reference_of(group))
-            scales = frame_scales([_ideal(stars[f.frame], f) for f in group], [f.wcs for f in group], best)
+            scales = frame_scales([ideal_stars(stars[f.frame], f) for f in group], [f.wcs for f in group], best)
             for frame, scale in zip(group, scales, strict=True):
                 each = np.broadcast_to(np.array(scale.transparency), frame.facts.channels)
                 scaled.append(replace(frame, transparency=_tuple(each)))
     return scaled
 
 
-def _ideal(stars: StarList, frame: FramePlan) -> StarList:
+def ideal_stars(stars: StarList, frame: FramePlan) -> StarList:
     """The stars where they would be without the camera's distortion, as the frame's plain WCS has them."""
     if frame.distortion is None:
         return stars
@@ -227,16 +257,15 @@ def _ideal(stars: StarList, frame: FramePlan) -> StarList:
 def _with_skies(
     frames: Sequence[FramePlan], prepared: dict[FrameId, PreparedFrame], settings: PlanSettings
 ) -> tuple[list[FramePlan], dict[str, float | None]]:
-    """Each frame's own sky and trails against its pointing, and its camera's illumination; the latter in figures."""
+    """Each frame's own sky against its pointing, and its camera's illumination; the latter in figures."""
     groups = [
         group
         for kind in sorted({kind_of(f) for f in frames})
         for group in pointings([f for f in frames if kind_of(f) == kind], settings)
     ]
     seen: list[list[SeenSky]] = []
-    ways: list[list[sphere.Matrix]] = []
     for group in groups:
-        ways.append([sphere.homography(f.wcs, group[0].wcs) for f in group])
+        there = [sphere.homography(f.wcs, group[0].wcs) for f in group]
         seen.append(
             [
                 SeenSky(
@@ -244,37 +273,48 @@ def _with_skies(
                     transparency=np.array(f.transparency), width=f.facts.width, height=f.facts.height,
                     camera=f.facts.sensor,
                 )
-                for f, way in zip(group, ways[-1], strict=True)
+                for f, way in zip(group, there, strict=True)
             ]
         )  # fmt: skip
     planes, light = solve_skies(seen)
     done: list[FramePlan] = []
-    for group, skies, own, way in zip(groups, planes, seen, ways, strict=True):
+    for group, skies, own in zip(groups, planes, seen, strict=True):
         illumination = light[own[0].camera]
-        size = group[0].facts.width, group[0].facts.height
-        trails = own_trails([prepared[f.frame].trails for f in group], way, size)
-        for frame, sky, trail in zip(group, skies, trails, strict=True):
+        for frame, sky in zip(group, skies, strict=True):
             own_sky = FrameSky(
                 slope_x=_tuple(sky.slope_x), slope_y=_tuple(sky.slope_y),
                 light=_tuple(sky.light) if illumination.used else (),
                 illumination=illumination.terms if illumination.used else (),
             )  # fmt: skip
             level = tuple(a if math.isfinite(a) else b for a, b in zip(_tuple(sky.level), frame.sky_adu, strict=True))
-            done.append(replace(frame, sky_adu=level, sky=own_sky, trails=trail))
+            done.append(replace(frame, sky_adu=level, sky=own_sky))
     used = [i for i in light.values() if i.used]
     figures: dict[str, float | None] = {
         "illumination_dimming": max((i.dimming for i in used), default=0.0),
         "illumination_doubt": _known(max((i.doubt for i in light.values()), default=math.nan)),
-        "trails": float(sum(len(f.trails) for f in done)),
     }
     return done, figures
 
 
+def _with_trails(
+    frames: Sequence[FramePlan], prepared: dict[FrameId, PreparedFrame], settings: PlanSettings
+) -> list[FramePlan]:
+    """Each frame's trails that are its own, held against the frames of its pointing."""
+    done: list[FramePlan] = []
+    for kind in sorted({kind_of(f) for f in frames}):
+        for group in pointings([f for f in frames if kind_of(f) == kind], settings):
+            way = [sphere.homography(f.wcs, group[0].wcs) for f in group]
+            size = group[0].facts.width, group[0].facts.height
+            trails = own_trails([prepared[f.frame].trails for f in group], way, size)
+            done += [replace(f, trails=own) for f, own in zip(group, trails, strict=True)]
+    return done
+
+
 def _fixed_pixels(
     prepared: Sequence[PreparedFrame], lists: Sequence[FrameStars], places: dict[FrameId, Wcs]
-) -> dict[str, tuple[int, ...]]:
+) -> FixedPixels:
     """The pixels of each sensor that are hot whatever the sky, from all its frames that have a place."""
-    found: dict[str, tuple[int, ...]] = {}
+    found: FixedPixels = {}
     for sensor in sorted({f.facts.sensor for f in prepared}):
         mine = [(f, s) for f, s in zip(prepared, lists, strict=True) if f.facts.sensor == sensor]
         suspects = [np.frombuffer(f.suspects, "<u4").astype(np.int64) for f, _ in mine]

@@ -1,0 +1,131 @@
+"""`session.mode = sds` (D2): a sweep becomes mega tiles that each cover the field; where it cannot, a step back."""
+
+from __future__ import annotations
+
+from datetime import datetime, timedelta
+from pathlib import Path
+
+import numpy as np
+import pytest
+from astropy.io import fits
+from hypothesis import given
+from hypothesis import strategies as st
+
+from tests import values
+from tests.nights import Night, Place, drop, night
+from tests.spec.test_grid_mode import star_ratios
+from zemosaicd.core.plan import canonical, convex_hull, lattice, window
+from zemosaicd.core.sweeps import LEAST_COVERED, LEAST_FRAMES, RASTER, TARGET_FRAMES, batches_of, points_in
+from zemosaicd.model import FramePlan
+
+MODE = "session.mode=sds"
+FIELD = Night(cols=2, rows=2, frames=6, width=480, height=640, scale_arcsec=5.0, dither_px=5.0)
+
+
+def sweep(count: int) -> list[FramePlan]:
+    """A telescope that goes round four pointings, a frame each, `count` times."""
+    return [
+        values.frame_plan(4 * turn + i, f.wcs, observed_s=1e9 + 40.0 * turn + 10.0 * i)
+        for turn in range(count)
+        for i, f in enumerate(values.field(2, 2))
+    ]
+
+
+def batched(frames: list[FramePlan]) -> list[list[FramePlan]]:
+    ordered = canonical(frames)
+    base = lattice(ordered, "auto")
+    box = window(ordered, base)
+    assert box is not None
+    return batches_of(ordered, box, base)
+
+
+@given(st.integers(1, 12))
+def test_D2_batches_are_in_time_order_and_cover_the_field(turns: int) -> None:
+    """Every frame is in one batch, in order; none has fewer than 5 frames or twice the ten that it should have."""
+    frames = sweep(turns)
+    parts = batched(frames)
+    if len(frames) < LEAST_FRAMES:
+        assert parts == []
+        return
+    assert [f.frame for part in parts for f in part] == [f.frame for f in canonical(frames)]
+    assert min(len(p) for p in parts) >= LEAST_FRAMES
+    assert max(len(p) for p in parts) < 2 * TARGET_FRAMES
+    base = lattice(canonical(frames), "auto")
+    for part in parts:
+        own, whole = window(part, base), window(frames, base)
+        assert own is not None
+        assert whole is not None
+        assert (own[2] - own[0]) * (own[3] - own[1]) >= LEAST_COVERED * (whole[2] - whole[0]) * (whole[3] - whole[1])
+
+
+def test_D2_pointings_one_after_the_other_give_no_batch_but_one_of_all() -> None:
+    """A batch goes on until it covers the field; of a night that ends pointing by pointing that is all of it."""
+    frames = [values.frame_plan(i, f.wcs, observed_s=1e9 + i) for i, f in
+              enumerate(f for f in values.field(2, 2) for _ in range(10))]  # fmt: skip
+    assert [len(p) for p in batched(frames)] == [40]
+
+
+def test_D2_a_raster_sees_what_a_polygon_covers() -> None:
+    """Half of a box by its diagonal, the whole box by its corners."""
+    box = (0, 0, 300, 200)
+    assert points_in(convex_hull([(0, 0), (300, 0), (300, 200), (0, 200)]), box).bit_count() == RASTER**2
+    half = points_in(convex_hull([(0, 0), (300, 0), (300, 200)]), box).bit_count()
+    assert half == pytest.approx(RASTER**2 / 2, rel=0.02)
+
+
+def interleaved(place: Place, kind: Night = FIELD) -> None:
+    """The night's frames, as a telescope that goes round its pointings would have dated them."""
+    for index, path in enumerate(drop(night(kind), place.incoming)):
+        panel, turn = divmod(index, kind.frames)
+        seconds = (turn * kind.rows * kind.cols + panel) * (kind.exposure_s + 1)
+        when = datetime.fromisoformat(kind.start) + timedelta(seconds=seconds)
+        fits.setval(path, "DATE-OBS", value=when.isoformat(timespec="milliseconds"))
+
+
+def test_D2_D5_a_sweep_becomes_mega_tiles_that_agree_with_classic(tmp_path: Path) -> None:
+    """Two mega tiles, no master tile, the sentence of success, no step back; star fluxes are classic's to 0.5 %."""
+    place, classic = Place(tmp_path / "sds", (MODE,)), Place(tmp_path / "classic", ("session.mode=classic",))
+    for each in (place, classic):
+        interleaved(each)
+        assert each.process() == 0
+    report = place.report()
+    assert (report["mode"], report["tiles_total"], report["verdict"]) == ("sds", 2, "good")
+    assert [x["message"] for x in place.events("sds_phase5_polish")] == [
+        "[SDS] Phase 5 polish ... (skipping master tiles)"
+    ]
+    assert not [x for x in place.lines() if "fallback" in x["event"]]
+    (state,) = place.sessions().values()
+    assert not any("master_tile_" in path for path in state.manifest)
+    assert place.leftovers() == []
+    a, b = (fits.getdata(p.mosaic()).astype(np.float64) for p in (classic, place))
+    assert a.shape == b.shape
+    for k in range(3):
+        assert abs(float(np.median(star_ratios(a[k], b[k]))) - 1.0) < 0.005
+    with fits.open(place.mosaic()) as hdus:
+        assert hdus["COVERAGE"].data.max() == 24
+
+
+def test_D2_without_a_batch_all_frames_go_straight_into_the_grid(tmp_path: Path) -> None:
+    """Four frames make no batch: a warning, one mega tile of all."""
+    place = Place(tmp_path, (MODE,))
+    interleaved(place, Night(cols=2, rows=2, frames=1, width=480, height=640, scale_arcsec=5.0))
+    assert place.process() == 0
+    (line,) = place.events("sds_failed_fallback_mosaic_first")
+    assert line["level"] == "warning"
+    assert (place.report()["mode"], place.report()["tiles_total"], place.report()["frames"]["used"]) == ("sds", 1, 4)
+
+
+def test_D2_frames_that_do_not_mix_are_classics(tmp_path: Path) -> None:
+    """Two exposure times: a warning, then classic in all: master tiles, its mode in the report, no success of SDS."""
+    place = Place(tmp_path, (MODE,))
+    interleaved(place, Night(cols=2, rows=2, frames=2, width=480, height=640, scale_arcsec=5.0))
+    for path in sorted(place.incoming.glob("*.fit"))[::2]:
+        fits.setval(path, "EXPTIME", value=20.0)
+    assert place.process() == 0
+    (line,) = place.events("sds_and_mosaic_first_failed_fallback_mastertiles")
+    assert line["level"] == "warning"
+    assert place.report()["mode"] == "classic"
+    assert place.events("sds_phase5_polish") == []
+    (state,) = place.sessions().values()
+    assert state.planned is not None
+    assert all(t.frames for t in state.planned.plan.tiles)

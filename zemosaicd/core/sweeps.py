@@ -1,0 +1,97 @@
+"""Batches of a sweep (D2): frames in time order that each cover the field, as mega tiles on the mosaic's own grid.
+
+Pure. A smart telescope in mosaic mode wanders over its field; ten frames or so have seen nearly all of it. A batch is
+closed when it has its frames and covers enough; what is left at the end joins the last one.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+
+from zemosaicd.core.cells import outline
+from zemosaicd.core.plan import Box, PlanSettings, canonical, convex_hull, cut, kind_of, reference_of, window
+from zemosaicd.model import FramePlan, LogNote, TileSpec, Wcs
+
+LEAST_FRAMES, TARGET_FRAMES = 5, 10
+LEAST_COVERED = 0.92
+RASTER = 128
+"""The field is told by so many columns and rows of points."""
+
+Point = tuple[float, float]
+
+
+def deal_sweeps(
+    groups: Sequence[Sequence[FramePlan]], base: Wcs, mosaic: str, first: int, settings: PlanSettings
+) -> tuple[list[TileSpec], list[LogNote]]:
+    """The mega tiles of a mosaic: one a batch; without a batch that covers the field one of all frames (mosaic-first);
+    none where frames of different kinds may not mix (C3), which is then classic's. With a note for each step back.
+    """
+    frames = canonical(f for group in groups for f in group)
+    box = window(frames, base)
+    kinds = len({kind_of(f) for f in frames})
+    if box is None or kinds > 1:
+        why = f"{mosaic}: frames of {kinds} kinds do not mix"
+        return [], [_warning("sds_and_mosaic_first_failed_fallback_mastertiles", why)]
+    notes: list[LogNote] = []
+    parts = batches_of(frames, box, base)
+    if not parts:
+        why = f"{mosaic}: no {LEAST_FRAMES} frames or more cover {LEAST_COVERED:.0%} of the field"
+        notes.append(_warning("sds_failed_fallback_mosaic_first", why))
+        parts = [frames]
+    reference = reference_of(frames)
+    tiles = [
+        TileSpec(
+            tile=first + number, mosaic=mosaic, group=f"{mosaic}-{number}", frames=tuple(f.frame for f in part),
+            reference=reference, grid=cut(base, box), channels=part[0].facts.channels, mount_mode=part[0].mount_mode,
+        )
+        for number, part in enumerate(parts, 1)
+    ]  # fmt: skip
+    return tiles, notes
+
+
+def _warning(event: str, reason: str) -> LogNote:
+    return LogNote(level="warning", event=event, fields={"reason": reason})
+
+
+def batches_of(frames: Sequence[FramePlan], box: Box, base: Wcs) -> list[list[FramePlan]]:
+    """Frames (in time order) in batches of 10, or as many more as it needs, that each cover 92 % of the field; the last
+    may have 5.
+
+    The field is what all frames together see. [] if not even one batch covers it.
+    """
+    seen = [points_in(convex_hull(outline(f, base, 0.0)), box) for f in frames]
+    field = 0
+    for mask in seen:
+        field |= mask
+    enough = LEAST_COVERED * field.bit_count()
+    done: list[list[FramePlan]] = []
+    batch: list[FramePlan] = []
+    covered = 0
+    for frame, mask in zip(frames, seen, strict=True):
+        batch.append(frame)
+        covered |= mask
+        if len(batch) >= TARGET_FRAMES and covered.bit_count() >= enough:
+            done.append(batch)
+            batch, covered = [], 0
+    if len(batch) >= LEAST_FRAMES and covered.bit_count() >= enough:
+        done.append(batch)
+    elif done:
+        done[-1] = done[-1] + batch
+    return done
+
+
+def points_in(hull: Sequence[Point], box: Box) -> int:
+    """The points of a box's raster inside a convex polygon, a bit each, row by row."""
+    step_x, step_y = (box[2] - box[0]) / RASTER, (box[3] - box[1]) / RASTER
+    edges = list(zip(hull, [*hull[1:], hull[0]], strict=True))
+    mask = 0
+    for row in range(RASTER):
+        y = box[1] + (row + 0.5) * step_y
+        xs = [xa + (y - ya) * (xb - xa) / (yb - ya) for (xa, ya), (xb, yb) in edges if min(ya, yb) <= y < max(ya, yb)]
+        if xs:
+            low = max(0, math.ceil((min(xs) - box[0]) / step_x - 0.5))
+            high = min(RASTER - 1, math.floor((max(xs) - box[0]) / step_x - 0.5))
+            if high >= low:
+                mask |= ((1 << (high - low + 1)) - 1) << (row * RASTER + low)
+    return mask

@@ -1,0 +1,41 @@
+"""Mode SDS (D2) in a worker: batches of a sweep as mega tiles, with its way back to mosaic-first and to classic.
+
+A mega tile mixes pointings, as a cell does, so scales and skies are tied over all of them first (work.pointings).
+"""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from pathlib import Path
+
+from zemosaicd.core.modes import DEFAULT
+from zemosaicd.core.plan import PlanSettings, deal_groups
+from zemosaicd.core.sweeps import deal_sweeps
+from zemosaicd.model import FramePlan, LogNote, TileSpec, Wcs
+from zemosaicd.work.jobs import PhaseMade, PlanSweep
+from zemosaicd.work.meter import Meter
+from zemosaicd.work.planfiles import read_request
+from zemosaicd.work.planning import Ways, finish, plan_frames
+from zemosaicd.work.pointings import one_scale, one_sky
+
+MODE = "sds"
+
+
+def plan_sweep(job: PlanSweep) -> PhaseMade:
+    """Runs Phase 2 of mode SDS and writes the plan; if one mosaic has to be classic, all are (V8)."""
+    meter = Meter()
+    request = read_request(Path(job.frames_path))
+    notes: list[LogNote] = []
+
+    def deal(
+        groups: list[list[FramePlan]], base: Wcs, mosaic: str, first: int, settings: PlanSettings
+    ) -> list[TileSpec]:
+        tiles, said = deal_sweeps(groups, base, mosaic, first, settings)
+        notes.extend(said)
+        return tiles or deal_groups(groups, base, mosaic, first, settings)
+
+    plan, note = plan_frames(request, (), Ways(scale=one_scale, level=one_sky, deal=deal))
+    back = any(n.event == "sds_and_mosaic_first_failed_fallback_mastertiles" for n in notes)
+    plan = replace(plan, mode=DEFAULT) if back else replace(plan, mode=MODE, altaz_cleanup=False, altaz_decision="")
+    made = finish(plan, note, meter, Path(job.plan_path))
+    return replace(made, notes=(*made.notes, *notes))
