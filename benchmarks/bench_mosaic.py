@@ -49,6 +49,7 @@ WIDTH, HEIGHT, SCALE_DEG, OVERLAP = 1080, 1920, 2.37 / 3600, 0.2
 RA, DEC = 314.75, 44.33
 FWHM_PX, NOISE_E, SKY_E, NEBULA_E = 2.9, 2.2, 250.0, 60.0
 STARS_PER_MPX = 900
+AGE_S = 3600.0
 
 
 # --- tiles -----------------------------------------------------------------------------------------------------------
@@ -113,6 +114,8 @@ def make_tiles(folder: Path, side: int, seed: int = 1) -> Tiles:
             made.places.append(wcs)
             made.paths.append(folder / f"tile_{len(made.places):03d}.fits")
             write_tile(made.paths[-1], render(sky, plane, wcs, rng) * made.gains[-1] + tilt(rng), wcs)
+    for path in made.paths:  # as if they had lain there: a file that is new has to settle first
+        os.utime(path, (time.time() - AGE_S, time.time() - AGE_S))
     return made
 
 

@@ -12,7 +12,6 @@ from typing import Any
 import numpy as np
 import sep
 from numpy.typing import NDArray
-from scipy.spatial import cKDTree
 
 from zemosaicd import sphere
 from zemosaicd.model import Grid
@@ -98,7 +97,7 @@ def _astrometry(writer: FitsWriter, grid: Grid, fwhm_px: float) -> dict[str, Any
 
 
 def _catalogue_places(grid: Grid, fwhm_px: float) -> tuple[F64, F64]:
-    """Where on the grid stars of the catalogue are that stand alone, from bright to faint, evenly thinned."""
+    """Where on the grid stars of the catalogue are that stand alone; of many, evenly from bright to faint."""
     ra_deg, dec_deg = sphere.position(sphere.centre_of(grid))
     stars = read_cone(ra_deg, dec_deg, min(90.0, 1.02 * sphere.field_radius_deg(grid)), MOST_CATALOGUE_STARS)
     ra, dec = np.radians(stars.ra_deg), np.radians(stars.dec_deg)
@@ -109,17 +108,20 @@ def _catalogue_places(grid: Grid, fwhm_px: float) -> tuple[F64, F64]:
         x, y = u / w, v / w
     inside = np.flatnonzero(ahead & (x > 0) & (x < grid.width - 1) & (y > 0) & (y < grid.height - 1))
     x, y = x[inside], y[inside]
-    alone = _alone(x, y, ALONE_FWHM * fwhm_px)
-    chosen = alone[:: max(1, -(-len(alone) // MOST_STARS))]
-    return x[chosen], y[chosen]
+    some = np.arange(len(x))[:: max(1, len(x) // (2 * MOST_STARS))]
+    chosen = [i for i, lone in zip(some.tolist(), _alone(x, y, some, ALONE_FWHM * fwhm_px), strict=True) if lone]
+    return x[chosen[:MOST_STARS]], y[chosen[:MOST_STARS]]
 
 
-def _alone(x: F64, y: F64, radius_px: float) -> NDArray[np.int64]:
-    """Indices of the points that have no other within a radius, ascending."""
-    if len(x) < 2:
-        return np.arange(len(x))
-    tree = cKDTree(np.column_stack([x, y]))
-    return np.flatnonzero(tree.query(np.column_stack([x, y]), k=2)[0][:, 1] > radius_px)
+def _alone(x: F64, y: F64, some: NDArray[np.int64], radius_px: float) -> list[bool]:
+    """Whether each of some of the points has no other within a radius."""
+    order = np.argsort(x, kind="stable")
+    ends = (np.searchsorted(x[order], x[some] + sign * radius_px) for sign in (-1, 1))
+    lone = []
+    for i, first, last in zip(some, *ends, strict=True):
+        near = order[first:last]
+        lone.append(int((np.hypot(x[near] - x[i], y[near] - y[i]) <= radius_px).sum()) <= 1)
+    return lone
 
 
 def _offset(plane: F64, x: float, y: float, fwhm_px: float) -> float | None:
