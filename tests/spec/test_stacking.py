@@ -18,7 +18,7 @@ from zemosaicd import sphere
 from zemosaicd.model import FramePlan, Grid, Plan, TileFailed, Wcs
 from zemosaicd.science.normalise import Normalise, Weights, levels_of, weights_of
 from zemosaicd.work.jobs import StackSettings
-from zemosaicd.work.stacking import prepare
+from zemosaicd.work.members import stack_of
 
 W, H = values.WIDTH, values.HEIGHT
 BASE = values.wcs_at(83.8, -5.4)
@@ -236,7 +236,7 @@ def test_noise_and_photon_term_are_scaled_with_the_light(tmp_path: Path) -> None
     wcs = values.wcs_at(10.0, 20.0)
     frames = [values.frame_plan(i, wcs, bayer="RGGB", transparency=(t,) * 3) for i, t in enumerate((1.0, 0.8))]
     plan = values.plan_of(scenes.caches(tmp_path / "c", frames, lambda *_: np.full((H, W), scenes.SKY)))
-    stack = prepare(plan, plan.tiles[0], list(plan.frames.values()), StackSettings())
+    stack = stack_of(plan, plan.tiles[0], list(plan.frames.values()), StackSettings())
     np.testing.assert_allclose(1.0 / stack.weights[1], (10.0 * 1.25) ** 2)
     np.testing.assert_allclose(stack.noise.photon[1], 0.5 * 1.25)
 

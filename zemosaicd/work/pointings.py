@@ -19,7 +19,7 @@ from zemosaicd import sphere
 from zemosaicd.core.plan import Box, PlanSettings, cut, kind_of, lattice, pointings, window
 from zemosaicd.model import FramePlan, FrameSky, Grid, Plan, TileSpec, Wcs
 from zemosaicd.science.photometry import frame_scales
-from zemosaicd.work import stacking
+from zemosaicd.work import members
 from zemosaicd.work.jobs import StackSettings
 from zemosaicd.work.planning import FixedPixels, Stars, ideal_stars
 
@@ -163,7 +163,7 @@ def _difference(
             grid=cut(base, box), channels=best[0].facts.channels, mount_mode=best[0].mount_mode,
         )  # fmt: skip
         plan = Plan(frames=known, tiles=(), mosaics=(), fixed_pixels=fixed)
-        stacks.append(stacking.prepare(plan, spec, best, StackSettings(kernel="catmull_rom")))
+        stacks.append(members.stack_of(plan, spec, best, StackSettings(kernel="catmull_rom")))
     tops = range(0, box[3] - box[1] - BLOCK_PX + 1, BLOCK_PX)
     rows = [_row_of_blocks(stacks[0], stacks[1], top) for top in tops[:: max(1, -(-len(tops) // STRIPS))]]
     found = np.concatenate(rows)
@@ -172,7 +172,7 @@ def _difference(
     return _Shared(first=i, second=j, u=found[:, 0] + box[0], v=found[:, 1] + box[1], above=found[:, 2:])
 
 
-def _row_of_blocks(a: stacking.Stack, b: stacking.Stack, top: int) -> F64:
+def _row_of_blocks(a: members.Stack, b: members.Stack, top: int) -> F64:
     """(m, 2 + C): middle of each block that both see on the overlap's own pixels, and by how much b lies above a."""
     width = a.spec.grid.width // BLOCK_PX * BLOCK_PX
     (mine, seen_a), (other, seen_b) = (_mean(s, top, width) for s in (a, b))
@@ -184,7 +184,7 @@ def _row_of_blocks(a: stacking.Stack, b: stacking.Stack, top: int) -> F64:
     return np.column_stack([x, np.full(len(x), top + (BLOCK_PX - 1) / 2), np.nanmedian(blocks[enough], axis=2)])
 
 
-def _mean(stack: stacking.Stack, top: int, width: int) -> tuple[F64, NDArray[np.bool_]]:
+def _mean(stack: members.Stack, top: int, width: int) -> tuple[F64, NDArray[np.bool_]]:
     """((C, h, w) mean of what the frames see of a strip, 0 where none does; (h, w) where all of them see)."""
     window = 0, top, width, top + BLOCK_PX
     values = np.empty((stack.spec.channels, BLOCK_PX, width), np.float32)

@@ -9,7 +9,6 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import replace
-from typing import TYPE_CHECKING
 
 import numpy as np
 from numpy.typing import NDArray
@@ -18,9 +17,7 @@ from zemosaicd import sphere
 from zemosaicd.model import FramePlan
 from zemosaicd.science.distortion import recorded
 from zemosaicd.science.injection import Light, found, spread_over, summary
-
-if TYPE_CHECKING:
-    from zemosaicd.work.stacking import Member, Stack
+from zemosaicd.work.members import Member, Stack
 
 F64 = NDArray[np.float64]
 
