@@ -33,7 +33,7 @@ bench: $(STAMP)  ## speed, memory and quality, beside the programs that people u
 	$(VENV)/bin/python benchmarks/bench_process.py 1 50 200 1000
 	$(VENV)/bin/python benchmarks/bench_mosaic.py 2
 	$(VENV)/bin/python benchmarks/bench_mosaic.py 4 1
-	$(VENV)/bin/python benchmarks/bench_mosaic.py 16 1 --only zemosaicd
+	$(VENV)/bin/python benchmarks/bench_area.py
 
 run: $(STAMP)  ## the daemon, in this folder
 	$(VENV)/bin/zemosaicd run --config zemosaicd.toml

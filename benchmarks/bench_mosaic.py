@@ -487,7 +487,7 @@ def main() -> None:
         tiles = make_tiles(root / "tiles", side)
         grid = plan_of(root / "tiles", root)
         print(f"{side} x {side} tiles of {WIDTH} x {HEIGHT} -> {grid.width} x {grid.height} px, {rounds} rounds")
-        programs = {n: p for n, (needs, p) in PROGRAMS.items() if n in only and there(needs)}
+        programs = {n: p for n, (needs, p) in PROGRAMS.items() if n.startswith(tuple(only)) and there(needs)}
         costs: dict[str, list[Cost]] = {name: [] for name in programs}
         grades: dict[str, dict[str, float]] = {}
         for _ in range(rounds):
