@@ -266,6 +266,18 @@ def test_M5_the_band_leaves_no_trace_in_the_mosaic(tmp_path: Path, bayer: str) -
         np.testing.assert_array_equal(plane, narrow[name], err_msg=name)
 
 
+def test_M5_a_preview_at_full_size_does_not_depend_on_the_bands(tmp_path: Path) -> None:
+    """Each band shows its own sky: with many bands and with one it is the same picture."""
+    plan = strip(tmp_path / "c", [3, 3])
+    tiles = scenes.stack_all(tmp_path, plan)
+    pictures = []
+    for budget in (1, 1 << 30):
+        scenes.mosaic(tmp_path, plan, tiles, preview_max_px=2000, band_budget_bytes=budget)
+        pictures.append(cv2.imread(str(tmp_path / "preview.png")))
+    assert pictures[0].shape[:2] == scenes.planes(tmp_path / "mosaic.fits")["ALPHA"].shape
+    np.testing.assert_array_equal(*pictures)
+
+
 def test_the_preview_is_a_picture_of_the_size_asked_for(tmp_path: Path) -> None:
     """Longer side at most `preview_max_px`; none is written if none is wanted; the mosaic does not change with it."""
     plan = strip(tmp_path / "c", [2, 2], bayer="RGGB")

@@ -43,9 +43,12 @@ class Quality:
 
 
 def block_mean(cube: F32, factor: int) -> F32:
-    """Mean of factor x factor blocks of (C, H, W), NaN left out; NaN where less than half of a block has data."""
+    """Mean of factor x factor blocks of (C, H, W), NaN left out; NaN where less than half of a block has data.
+
+    Always a copy: a band's picture is written over by the next one's.
+    """
     if factor == 1:
-        return cube
+        return cube.copy()
     channels, height, width = cube.shape
     out = np.empty((channels, -(-height // factor), -(-width // factor)), np.float32)
     _block_mean(cube, factor, out)
