@@ -2,7 +2,7 @@
 
     python benchmarks/bench_area.py [SIDE ...]
 
-SIDE x SIDE tiles of 1080 x 1920 (4, 8 and 18 of them: 24, 95 and 465 Mpx; 20,000 x 20,000 is 400) of noise on their own
+SIDE x SIDE tiles of 1080 x 1920 (18 of them make 465 Mpx; 20,000 x 20,000 px are 400) of noise on their own
 tangent planes, with levels of their own, through mode `existing`. There is nothing to see on them, so that the mosaic
 is published as suspect: only work is measured. 18 x 18 take 9 GB of disk.
 """
@@ -10,6 +10,7 @@ is published as suspect: only work is measured. 18 x 18 take 9 GB of disk.
 from __future__ import annotations
 
 import json
+import math
 import os
 import resource
 import subprocess
@@ -20,6 +21,8 @@ from pathlib import Path
 
 import numpy as np
 from bench_mosaic import AGE_S, HEIGHT, NOISE_E, OVERLAP, SCALE_DEG, SKY_E, WIDTH, plane_of, write_tile
+
+from zemosaicd.work.fitswrite import FitsImage
 
 SIDES = (4, 8, 18)
 SUSPECT = 3
@@ -52,7 +55,8 @@ def measure(folder: Path, side: int) -> None:
     cpu_s = after.ru_utime + after.ru_stime - before.ru_utime - before.ru_stime
     (report,) = folder.glob("out/*/report.json")
     made = json.loads(report.read_text())["phases"]["5"]
-    mpx = side * side * (1 - OVERLAP) ** 2 * WIDTH * HEIGHT / 1e6
+    with FitsImage(report.parent / "mosaic.fits") as mosaic:
+        mpx = math.prod(mosaic.shape) / 1e6
     print(
         f"{side * side:4d} tiles {mpx:5.0f} Mpx {wall_s:6.1f} s wall {cpu_s:6.1f} s CPU; "
         f"Phase 5: {made['seconds']:6.2f} s, {1e3 * made['seconds'] / mpx:5.1f} ms/Mpx, {made['peak_rss_mb']:4.0f} MB"

@@ -23,7 +23,6 @@ from numpy.typing import NDArray
 from zemosaicd.model import Distortion
 from zemosaicd.science.distortion import lens_of
 from zemosaicd.science.kernels import (
-    BAYER_REACH,
     PIXEL_REACH,
     WIDE_REACH,
     Box,
@@ -210,11 +209,6 @@ def source_box(
     if x0 >= x1 or y0 >= y1:
         return NOTHING
     return (x0 // 2 * 2, y0 // 2 * 2, x1, y1) if bayer else (x0, y0, x1, y1)
-
-
-def reach_of(bayer: bool) -> int:
-    """How far inside an image a sample must lie to be seen off the pixel centres, px, of the narrowest kernel."""
-    return BAYER_REACH if bayer else 1
 
 
 Point = tuple[float, float, float]

@@ -1,7 +1,9 @@
 """Injected stars: what a tile's own stack makes of light that is known (the certificate's proof of place and flux).
 
 A few small windows of the tile are stacked twice, as the frames are and with a star added to every raw frame where the
-plan says that the sky lies; what differs is the star. Nothing of it reaches the tile.
+plan says that the sky lies; what differs is the star. Nothing of it reaches the tile. It is as bright on each frame as
+that frame's levels take a star to be: what is tested is warp, rejection and mean, not transparency, which the overlaps
+and the frames' own stars tell.
 """
 
 from __future__ import annotations
