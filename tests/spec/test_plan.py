@@ -439,3 +439,15 @@ def test_M5_windows_go_from_small_squares_to_the_whole_tile() -> None:
     rows, columns = planner.window_of(tile, 50_000_000)
     assert 0.5 < rows / columns < 2.0
     assert planner.window_of(tile, 10**12) == (tile.grid.height, tile.grid.width)
+
+
+@given(st.integers(1, 300), st.integers(1, 8), st.integers(4_000_000, 500_000_000))
+@settings(max_examples=100)
+def test_M5_windows_of_whole_rows_are_dealt_evenly_to_threads(count: int, threads: int, budget: int) -> None:
+    """As many windows as the threads can share, so that none waits while another makes the last."""
+    tile = deep(count, "GRBG")
+    rows, columns = planner.window_of(tile, budget, threads)
+    alone, _ = planner.window_of(tile, budget)
+    assert rows <= alone
+    if columns == tile.grid.width and rows > planner.LOW_ROWS:
+        assert -(-tile.grid.height // rows) % threads == 0

@@ -368,26 +368,28 @@ def disk_bytes(tiles: Sequence[TileSpec], mosaics: Sequence[MosaicSpec]) -> int:
     return total
 
 
-def window_of(tile: TileSpec, budget_bytes: int) -> tuple[int, int]:
+def window_of(tile: TileSpec, budget_bytes: int, threads: int = 1) -> tuple[int, int]:
     """(rows, columns) of the windows that this tile is stacked in under the budget (M5), all about equally large.
 
-    Whole rows where the budget allows LOW_ROWS of them, else about square: what a window carries for its neighbours is
-    computed twice, and a square carries least. Never less than LEAST_SIDE px: the halo cannot be divided further.
+    Whole rows where the budget allows LOW_ROWS of them, as many windows as `threads` share evenly; else about square:
+    what a window carries for its neighbours is computed twice, and a square carries least. Never less than LEAST_SIDE
+    px: the halo cannot be divided further.
     """
     width, height = tile.grid.width, tile.grid.height
     room = budget_bytes / _pixel_bytes(tile)
     rows = int(room / (width + HALO)) - HALO
     if rows >= min(LOW_ROWS, height):
-        return _even(height, rows), width
+        return _even(height, rows, threads), width
     side = max(LEAST_SIDE, int(math.sqrt(room)) - HALO)
     rows = min(side, height)
     columns = min(width, max(side, int(room / (rows + HALO)) - HALO))
     return _even(height, rows), _even(width, columns)
 
 
-def _even(total: int, most: int) -> int:
-    """Length of the fewest equal parts, none longer than `most`."""
-    return -(-total // -(-total // max(1, most)))
+def _even(total: int, most: int, multiple: int = 1) -> int:
+    """Length of the fewest equal parts, none longer than `most`, their number a multiple of `multiple`."""
+    parts = -(-total // max(1, most))
+    return -(-total // (-(-parts // multiple) * multiple))
 
 
 def window_bytes(tile: TileSpec, window: tuple[int, int]) -> int:

@@ -127,14 +127,16 @@ def combine(
     side: tuple[int, int] = (0, 0),
     weight_maps: Pixels | None = None,
     lines: Sequence[tuple[int, Numbers]] = (),
+    scratch: Codes | None = None,
 ) -> Combined:
     """Reject and average one window: samples float32 (n, C, R, W), seen bool (n, R, W), frames in canonical order.
 
     `weights` (n,) or (n, C) are a frame's, `weight_maps` float32 (n, R, W) multiply them pixel by pixel (0 adds
     nothing, but takes part in judging). `halo`: rows above and below that are there for the neighbours, `side`:
     columns left and right, likewise (both by `halo_of`). `lines`: (frame, its trail as `rejection.mark_line` has it),
-    which `auto` takes out beforehand. Deterministic; beside the samples it needs a byte a frame and pixel. ValueError:
-    shapes that do not fit, more than 65535 frames or 6 channels, `auto` without a noise model.
+    which `auto` takes out beforehand. Deterministic; beside the samples it needs a byte a frame and pixel, `scratch`
+    uint8 (n, R, W) if that is given. ValueError: shapes that do not fit, more than 65535 frames or 6 channels, `auto`
+    without a noise model.
     """
     n, channels, height, width = samples.shape
     maps = np.empty((0, 0, 0), np.float32) if weight_maps is None else weight_maps
@@ -145,7 +147,7 @@ def combine(
     if min(*halo, *side) < 0 or height < sum(halo) or width < sum(side):
         raise ValueError(f"{height} x {width} px with halo {halo}, {side} cannot be combined")
     frame_weights = np.ascontiguousarray(np.broadcast_to(weights.reshape(n, -1), (n, channels)), np.float64)
-    cube, codes = np.ascontiguousarray(samples), np.empty(seen.shape, np.uint8)
+    cube, codes = np.ascontiguousarray(samples), np.empty(seen.shape, np.uint8) if scratch is None else scratch
     rejection.first_codes(seen, codes)
     if n >= rejection.MIN_JUDGED:
         _reject(cube, codes, rule, noise, lines)
@@ -207,5 +209,5 @@ def _reject_by_noise(
     )  # fmt: skip
     if rule.grow:
         judged = count[0] >= rejection.MIN_JUDGED
-        rejection.grow(codes, judged, channels, -(-GROW_LEAST * channels // 3))
+        rejection.grow(codes, judged, -(-GROW_LEAST * channels // 3))
     rejection.restore(codes, channels)

@@ -120,53 +120,65 @@ def reject_by_model(
 
 
 @njit(cache=True, nogil=True)
-def grow(codes: Codes, judged: Flags, channels: int, least: int) -> None:
+def _rejected(code: np.uint8) -> np.uint8:
+    """In how many channels a code says that its sample was rejected: its bits below GROWN, counted without a table or
+    a branch, so that the compiler does many at once."""
+    b = code & (GROWN - np.uint8(1))
+    b -= (b >> np.uint8(1)) & np.uint8(0x55)
+    b = (b & np.uint8(0x33)) + ((b >> np.uint8(2)) & np.uint8(0x33))
+    return np.uint8((b + (b >> np.uint8(4))) & np.uint8(0x0F))
+
+
+@njit(cache=True, nogil=True)
+def grow(codes: Codes, judged: Flags, least: int) -> None:
     """Widen what was rejected, frame by frame: codes (n, R, W), judged (R, W) False where nothing may be rejected.
 
     A 5x5 box (cut at the window's edges) with at least `least` rejected samples, channels counted together, marks its
     centre; marks widen by one pixel and take all channels. A trail's wings below k sigma are found by nothing else.
     """
     n, rows, width = codes.shape
-    hits = np.zeros((rows + 4, width + 4), np.int16)
+    hits = np.zeros((rows + 4, width + 4), np.uint8)  # a box of 25 pixels and MOST_CHANNELS counts up to 150
     marks = np.zeros((rows + 2, width + 2), np.uint8)
-    column = np.zeros(width + 4, np.int16)
+    column, found, enough = np.zeros(width + 4, np.uint8), np.zeros(rows + 4, np.int64), np.uint8(least)
     for i in range(n):
-        total = np.int32(0)
         for r in range(rows):
-            line, target, found = codes[i, r], hits[r + 2, 2 : width + 2], np.int32(0)
+            line, target, here = codes[i, r], hits[r + 2, 2 : width + 2], np.uint32(0)
             for x in range(width):
-                bits = np.int16(0)
-                for k in range(channels):
-                    bits += np.int16((line[x] >> np.uint8(k)) & np.uint8(1))
+                bits = _rejected(line[x])
                 target[x] = bits
-                found += bits
-            total += found
-        if total < least:
+                here += np.uint32(bits)
+            found[r + 2] = here
+        if found.sum() < least:
             continue
         for r in range(rows):
+            mark = marks[r + 1]
+            if found[r : r + 5].sum() < least:
+                mark[:] = 0
+                continue
             a, b, c, d, e = hits[r], hits[r + 1], hits[r + 2], hits[r + 3], hits[r + 4]
             for x in range(width + 4):
                 column[x] = a[x] + b[x] + c[x] + d[x] + e[x]
             for x in range(width):
                 box = column[x] + column[x + 1] + column[x + 2] + column[x + 3] + column[x + 4]
-                marks[r + 1, x + 1] = 1 if box >= least else 0
+                mark[x + 1] = np.uint8(box >= enough)
         _widen(codes[i], marks, judged, column)
 
 
 @njit(cache=True, nogil=True)
-def _widen(codes: Codes, marks: Codes, judged: Flags, column: NDArray[np.int16]) -> None:
+def _widen(codes: Codes, marks: Codes, judged: Flags, column: Codes) -> None:
     """Add GROWN within one pixel of a mark; codes (R, W), marks (R + 2, W + 2)."""
     rows, width = codes.shape
     for r in range(rows):
         a, b, c = marks[r], marks[r + 1], marks[r + 2]
-        total = 0
+        some = np.uint8(0)
         for x in range(width + 2):
-            column[x] = a[x] + b[x] + c[x]
-            total += column[x]
-        if total == 0:
+            column[x] = a[x] | b[x] | c[x]
+            some |= column[x]
+        if some == 0:
             continue
         for x in range(width):
-            if column[x] + column[x + 1] + column[x + 2] > 0 and judged[r, x] and codes[r, x] & UNSEEN == 0:
+            near = column[x] | column[x + 1] | column[x + 2]
+            if near != 0 and judged[r, x] and codes[r, x] & UNSEEN == 0:
                 codes[r, x] |= GROWN
 
 
@@ -241,18 +253,15 @@ def tally(
     count[:], lost[:] = 0, 0
     for i in range(n):
         for r in range(rows):
-            line = codes[i, top + r, left : left + width]
-            gone, found = np.int32(0), np.int32(0)
+            line, kept, cut = codes[i, top + r, left : left + width], count[r], lost[r]
+            gone, found = np.uint32(0), np.uint32(0)
             for x in range(width):
                 code = line[x]
-                there = code & UNSEEN == 0
-                bits = np.int32(0)
-                for k in range(channels):
-                    bits += np.int32((code >> np.uint8(k)) & np.uint8(1))
-                bits = np.int32(channels) if code & GROWN != 0 else bits
-                gone += bits if there else np.int32(0)
-                found += np.int32(channels) if there else np.int32(0)
-                count[r, x] += np.uint16(code == 0)
-                lost[r, x] += np.uint16(there & (code != 0))
-            rejected[i] += gone
-            seen[i] += found
+                there = (code >> np.uint8(7)) ^ np.uint8(1)  # UNSEEN is the highest bit
+                bits = np.uint8(channels) if code & GROWN != 0 else _rejected(code)
+                gone += np.uint32(bits * there)
+                found += np.uint32(there)
+                kept[x] += np.uint16(code == 0)
+                cut[x] += np.uint16(there if code != 0 else np.uint8(0))
+            rejected[i] += np.int64(gone)
+            seen[i] += np.int64(found) * channels

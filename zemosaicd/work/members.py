@@ -81,6 +81,24 @@ class Member:
         return pixels
 
 
+class Room:
+    """Memory for one window's samples, used again by the next: fresh pages cost as much as judging them does."""
+
+    def __init__(self) -> None:
+        self._samples, self._seen, self._codes = np.empty(0, np.float32), np.empty(0, np.bool_), np.empty(0, np.uint8)
+
+    def of(
+        self, frames: int, channels: int, height: int, width: int
+    ) -> tuple[NDArray[np.float32], NDArray[np.bool_], NDArray[np.uint8]]:
+        """Samples (n, C, h, w), seen and codes (n, h, w) of a window; what is in them means nothing."""
+        size, shape = frames * height * width, (frames, height, width)
+        if size * channels > self._samples.size or size > self._seen.size:
+            self._samples, self._seen = np.empty(size * channels, np.float32), np.empty(size, np.bool_)
+            self._codes = np.empty(size, np.uint8)
+        samples = self._samples[: size * channels].reshape(frames, channels, height, width)
+        return samples, self._seen[:size].reshape(shape), self._codes[:size].reshape(shape)
+
+
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
 class Stack:
     """All that a window of a tile is made from; n frames, C channels. `weights` (n, C) float64."""
@@ -92,18 +110,19 @@ class Stack:
     rule: combine.Rule
     kernel: Kernel
 
-    def window(self, rows: tuple[int, int], columns: tuple[int, int]) -> combine.Combined:
+    def window(self, rows: tuple[int, int], columns: tuple[int, int], room: Room | None = None) -> combine.Combined:
         """One window (first, count), made with the neighbours' rows and columns that its judgement needs."""
         halo = combine.halo_of(*rows, self.spec.grid.height)
         side = combine.halo_of(*columns, self.spec.grid.width)
         top, left = rows[0] - halo[0], columns[0] - side[0]
         height, width = rows[1] + sum(halo), columns[1] + sum(side)
-        samples = np.empty((len(self.members), self.spec.channels, height, width), np.float32)
-        seen = np.empty((len(self.members), height, width), np.bool_)
+        samples, seen, codes = (room or Room()).of(len(self.members), self.spec.channels, height, width)
         for i, member in enumerate(self.members):
             member.into((left, top, left + width, top + height), self.kernel, samples[i], seen[i])
         lines = [(i, line) for i, member in enumerate(self.members) for line in member.lines(left, top)]
-        return combine.combine(samples, seen, self.weights, self.rule, self.noise, halo=halo, side=side, lines=lines)
+        return combine.combine(
+            samples, seen, self.weights, self.rule, self.noise, halo=halo, side=side, lines=lines, scratch=codes
+        )
 
 
 def stack_of(plan: Plan, spec: TileSpec, frames: Sequence[FramePlan], settings: StackSettings) -> Stack:

@@ -17,6 +17,7 @@ from collections import deque
 from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
+from queue import SimpleQueue
 from typing import Any
 
 import numpy as np
@@ -28,12 +29,15 @@ from zemosaicd.science import combine
 from zemosaicd.work.fitswrite import CardValue, ImageSpec, write_fits
 from zemosaicd.work.jobs import PhaseMade, StackSettings, StackTile
 from zemosaicd.work.masking import TileMask, trimmed
-from zemosaicd.work.members import Stack, stack_of
+from zemosaicd.work.members import Room, Stack, stack_of
 from zemosaicd.work.meter import Meter
 from zemosaicd.work.planfiles import read_plan
 from zemosaicd.work.witness import recovered_stars
 
 F64 = NDArray[np.float64]
+
+LARGEST_WINDOW_BYTES = 128 << 20
+"""More memory than this saves no time."""
 
 
 def stack_tile(job: StackTile) -> PhaseMade:
@@ -122,11 +126,12 @@ def _stack(
 
 def _window(spec: TileSpec, settings: StackSettings) -> tuple[int, int]:
     """Rows and columns of a window, of which each thread makes one at a time."""
-    return window_of(spec, settings.band_budget_bytes // settings.threads)
+    budget = min(settings.band_budget_bytes // settings.threads, LARGEST_WINDOW_BYTES)
+    return window_of(spec, budget, settings.threads)
 
 
 def _bands(stack: Stack, window: tuple[int, int], threads: int) -> Iterator[tuple[int, combine.Combined]]:
-    """(first row, band) of the tile from top to bottom; `threads` windows are made at once, and no more wait.
+    """(first row, band) of the tile from top to bottom; `threads` windows are made at once, and few more wait.
 
     The kernels let go of the interpreter, so threads of one worker share its cores; the order of what is written, and
     every bit of it, stays.
@@ -136,13 +141,24 @@ def _bands(stack: Stack, window: tuple[int, int], threads: int) -> Iterator[tupl
     columns = [(c, min(window[1], width - c)) for c in range(0, width, window[1])]
     waiting = deque((r, c) for r in rows for c in columns)
     made: deque[Future[combine.Combined]] = deque()
+    rooms: SimpleQueue[Room] = SimpleQueue()
+    for _ in range(threads):
+        rooms.put(Room())
+
+    def make(part: tuple[tuple[int, int], tuple[int, int]]) -> combine.Combined:
+        room = rooms.get()
+        try:
+            return stack.window(*part, room)
+        finally:
+            rooms.put(room)
+
     with ThreadPoolExecutor(threads) as pool:
         try:
             for row0, _ in rows:
                 parts: list[combine.Combined] = []
                 while len(parts) < len(columns):
-                    while waiting and len(made) < threads:
-                        made.append(pool.submit(stack.window, *waiting.popleft()))
+                    while waiting and len(made) <= threads:  # one more than are made, for while a band is written
+                        made.append(pool.submit(make, waiting.popleft()))
                     parts.append(made.popleft().result())
                 yield row0, parts[0] if len(parts) == 1 else _side_by_side(parts)
         finally:
