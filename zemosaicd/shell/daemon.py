@@ -129,6 +129,7 @@ class Daemon:
             memory_bytes=table.memory_mb * 1_000_000,
             warm_up=f"zemosaicd.work.jobs:{mode.warm_up}",
             eager=self._once is None or mode.many_jobs,
+            hasty=self._once is not None,
             numba_cache_dir=str(self.layout.kernels),
             on_death=self._on_death,
         )

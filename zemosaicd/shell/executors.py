@@ -86,9 +86,9 @@ class Pool(JobQueue):
     """A ProcessPoolExecutor that survives its workers.
 
     `memory_bytes`: what a job may allocate beyond the worker's imports (RLIMIT_AS). `warm_up`: "module:function", run
-    at each worker's start; the first worker is up before the second starts, so kernels are compiled once. `eager`:
-    all workers come up at the start, not each when there is work for it. `on_death` is called from the loop after each
-    death that is put down to a job.
+    at each worker's start. `eager`: all workers come up at the start, not each when there is work for it. `hasty`:
+    `start` does not wait until they are up. `on_death` is called from the loop after each death that is put down to a
+    job.
     """
 
     def __init__(
@@ -99,6 +99,7 @@ class Pool(JobQueue):
         warm_up: str = "",
         numba_cache_dir: str = "",
         eager: bool = True,
+        hasty: bool = False,
         max_deaths: int = MAX_DEATHS,
         on_death: Callable[[Job, Death], None] | None = None,
     ) -> None:
@@ -106,7 +107,7 @@ class Pool(JobQueue):
         self._context = multiprocessing.get_context("spawn")
         self._beginnings = Beginnings(parent=os.getpid(), memory_bytes=memory_bytes, warm_up=warm_up)
         self._environment = _ONE_THREAD | ({"NUMBA_CACHE_DIR": numba_cache_dir} if numba_cache_dir else {})
-        self._eager = eager
+        self._wanted, self._hasty = workers if eager else 1, hasty
         self._max_deaths = max_deaths
         self._on_death = on_death
         self._tokens = itertools.count()
@@ -118,18 +119,21 @@ class Pool(JobQueue):
         self._ending = False
         self._grace: asyncio.TimerHandle | None = None
         self._burials: set[asyncio.Task[None]] = set()
+        self._start: asyncio.Future[list[None]] | None = None
         self._barren = 0
 
     async def start(self) -> None:
-        """Bring the workers up, the first before the others. Raises WorkersCannotStart."""
+        """Bring the workers up, all at once. Raises WorkersCannotStart; if `hasty`, the first job does."""
         self._loop = asyncio.get_running_loop()
         os.set_blocking(self._reports.fileno(), False)
         self._loop.add_reader(self._reports.fileno(), self._read_reports)
-        await self.run(Nothing())
-        while (
-            self._eager and len(self._workers) < self._capacity
-        ):  # a quick worker may do the next one's share, then ask again
-            await asyncio.gather(*(self.run(Nothing()) for _ in range(self._capacity)))
+        self._start = asyncio.gather(*(self.run(Nothing()) for _ in range(self._wanted)))
+        if self._hasty:
+            self._start.add_done_callback(lambda start: start.cancelled() or start.exception())
+            return
+        await self._start
+        while len(self._workers) < self._wanted:  # a quick worker may do the next one's share, then ask again
+            await asyncio.gather(*(self.run(Nothing()) for _ in range(self._wanted)))
 
     def pids(self) -> tuple[int, ...]:
         """The process ids of the workers."""
