@@ -66,6 +66,7 @@ def make_mosaic(job: MakeMosaic) -> PhaseMade:
         )
         with write_fits(Path(job.mosaic), images_of(job, spec, coadd), overwrite=True) as writer:
             small = add_all(coadd, writer, threads)
+            shown = pool.submit(_show, job, small)
             sharp = [t.character.fwhm_px / t.scale for t in tiles if math.isfinite(t.character.fwhm_px)]
             sharpness = float(np.median(sharp)) if sharp else math.nan
             counts = MODES[plan.mode].counts_frames
@@ -73,8 +74,7 @@ def make_mosaic(job: MakeMosaic) -> PhaseMade:
             seams = _seams(solution, tiles)
             writer.describe("", certificate_cards(certificate, seams, tiles))
             writer.table("FRAMES", frames_table(coadd.frames, tiles))
-    if job.settings.preview:
-        _write_preview(Path(job.preview), small, job.settings.preview_max_px)
+        picture = shown.result()
     figures = {
         "width": grid.width,
         "height": grid.height,
@@ -83,7 +83,7 @@ def make_mosaic(job: MakeMosaic) -> PhaseMade:
         "seams": seams,
         "certificate": certificate,
         "photometry": _photometry(solution, tiles),
-        "picture": _picture(small),
+        "picture": picture,
     }
     return PhaseMade(
         figures=figures,
@@ -172,17 +172,16 @@ def _photometry(solution: TileSolution, tiles: Sequence[Tile]) -> dict[str, Any]
 # --- Phase 6 -------------------------------------------------------------------------------------------------------
 
 
-def _write_preview(path: Path, small: F32, max_px: int) -> None:
-    picture = stretch(small, max_px)
-    ordered = cv2.cvtColor(picture, cv2.COLOR_RGB2BGR) if picture.shape[2] == 3 else picture
-    done, data = cv2.imencode(".png", ordered)
-    if not done:
-        raise SessionFailed(Reason(rule="preview", message="the preview could not be encoded"))
-    with publish(path, overwrite=True) as file:
-        file.write(data.tobytes())
-
-
-def _picture(small: F32) -> dict[str, Any]:
+def _show(job: MakeMosaic, small: F32) -> dict[str, Any]:
+    """Writes the preview, if one is wanted; what is to be said of the picture."""
+    if job.settings.preview:
+        picture = stretch(small, job.settings.preview_max_px)
+        ordered = cv2.cvtColor(picture, cv2.COLOR_RGB2BGR) if picture.shape[2] == 3 else picture
+        done, data = cv2.imencode(".png", ordered)
+        if not done:
+            raise SessionFailed(Reason(rule="preview", message="the preview could not be encoded"))
+        with publish(Path(job.preview), overwrite=True) as file:
+            file.write(data.tobytes())
     q = quality(small)
     return {"sky_adu": q.sky, "noise_adu": q.noise, "unevenness_adu": q.unevenness, "filled": q.filled}
 

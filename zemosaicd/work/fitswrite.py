@@ -31,6 +31,8 @@ STORED = {"float32": (">f4", -32, 0), "uint8": ("u1", 8, 0), "int16": (">i2", 16
           "int32": (">i4", 32, 0)}  # fmt: skip
 """numpy type -> (stored type, BITPIX, BZERO)."""
 COLUMNS = {"b": "L", "i": "K", "u": "K", "f": "D"}
+WHOLE_ROW_PX = 4096
+"""Rows no longer than this are read whole for a window: copying what is not wanted costs less than many questions."""
 OWN_BUDGET = Budget(max_pixels=10**12, max_bytes=10**14)
 MAX_TABLE_TEXT = 1024
 
@@ -90,11 +92,15 @@ class FitsWriter:
         if not (0 <= left <= right <= width and 0 <= top <= bottom <= height):
             raise IndexError(f"{name or 'primary'}: {box} of {image.shape}")
         stored, _, zero = STORED[image.dtype]
-        out = np.empty((_planes(image), bottom - top, right - left), stored)
-        for plane, row in np.ndindex(*out.shape[:2]):
-            place = self._offsets[name] + ((plane * height + top + row) * width + left) * out.itemsize
-            pread_into(self._file.fileno(), out[plane, row], place)
-        native = out.astype(out.dtype.newbyteorder("=")).reshape(*image.shape[:-2], *out.shape[1:])
+        out = np.empty((_planes(image), bottom - top, right - left), np.dtype(stored).newbyteorder("="))
+        whole = width <= WHOLE_ROW_PX
+        first, last, step = (0, width, max(1, bottom - top)) if whole else (left, right, 1)
+        read = np.empty((step, last - first), stored)
+        for plane, row in np.ndindex(len(out), (bottom - top) // step):
+            place = self._offsets[name] + ((plane * height + top + row * step) * width + first) * read.itemsize
+            pread_into(self._file.fileno(), read, place)
+            out[plane, row * step : (row + 1) * step] = read[:, left - first : right - first]
+        native = out.reshape(*image.shape[:-2], *out.shape[1:])
         return (native.astype(np.int32) + zero).astype(image.dtype) if zero else native
 
     def describe(self, name: str, cards: Mapping[str, CardValue | tuple[CardValue, str]]) -> None:
