@@ -8,6 +8,7 @@ frame's bytes and the configuration alone (C7).
 from __future__ import annotations
 
 from collections.abc import Mapping
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 from pathlib import Path
@@ -52,13 +53,16 @@ def prepare_frame(job: PrepareFrame) -> PreparedFrame:
     if not all(np.isfinite(sky)) or min(noise) <= 0.0:
         message = "a constant picture: cover closed, or no data"
         raise Rejected(Reason(rule="no_sky", value=min(noise), threshold=0.0, message=message))
-    low, high = _low_and_high(frame.pixels, facts.bayer)
-    measured = _mono(frame.pixels)
-    stars = find_stars(measured, facts.bayer)
-    fwhm_px, ellipticity = shape(stars)
-    found = locate(stars, facts, _year(facts.observed_s), read_cone)
-    trails = find_trails(measured)
-    write_cache(job.cache, frame)
+    with ThreadPoolExecutor(1) as beside:  # a disk that takes its time is waited for while the frame is measured
+        written = beside.submit(write_cache, job.cache, frame)
+        low, high = _low_and_high(frame.pixels, facts.bayer)
+        measured = _mono(frame.pixels)
+        stars = find_stars(measured, facts.bayer)
+        fwhm_px, ellipticity = shape(stars)
+        found = locate(stars, facts, _year(facts.observed_s), read_cone)
+        trails = find_trails(measured)
+        colours = with_colours(stars, frame.pixels, facts.bayer)
+        written.result()
     return PreparedFrame(
         frame=frame.frame,
         path=job.path,
@@ -77,7 +81,7 @@ def prepare_frame(job: PrepareFrame) -> PreparedFrame:
         ),
         solution=found if isinstance(found, Solution) else None,
         unsolved=found if isinstance(found, Reason) else None,
-        stars=with_colours(stars, frame.pixels, facts.bayer).to_bytes(),
+        stars=colours.to_bytes(),
         blocks=blocks.to_bytes(),
         trails=trails,
         suspects=frame.suspects[:MOST_SUSPECTS].astype("<u4").tobytes(),
