@@ -34,6 +34,7 @@ bench: $(STAMP)  ## speed, memory and quality, beside the programs that people u
 	$(VENV)/bin/python benchmarks/bench_mosaic.py 2
 	$(VENV)/bin/python benchmarks/bench_mosaic.py 4 1
 	$(VENV)/bin/python benchmarks/bench_area.py
+	$(VENV)/bin/python benchmarks/bench_limit.py
 
 run: $(STAMP)  ## the daemon, in this folder
 	$(VENV)/bin/zemosaicd run --config zemosaicd.toml
