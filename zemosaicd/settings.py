@@ -131,9 +131,11 @@ class Tiles:
     weights: Literal["auto", "noise_variance", "noise_fwhm", "none"] = key(
         "auto", "Whether quieter frames, sharper ones, or both (auto) count for more."
     )
-    kernel: Literal["kriging", "lanczos3", "catmull_rom"] = key(
-        "kriging", "How values between pixels are found: true to stars, by the textbook, smooth and quick."
+    kernel: Literal["kriging", "lanczos3", "catmull_rom", "drizzle"] = key(
+        "kriging",
+        "How values between pixels are found: true to stars, by the textbook, smooth and quick; or not at all.",
     )
+    drizzle_pixfrac: float = key(0.8, "Side of the drop of a photosite (drizzle).", unit="pixels", low=0.5, high=1)
     attempts: int = key(3, "How often a tile is tried before it becomes a hole.", unit="times", low=1, high=100)
     memory_mb: int = key(512, "Memory for the bands of one tile.", unit="MB", low=16, high=1_000_000)
     edge_trim: bool = key(False, "Cut rows and columns almost without data off the edges of tiles.")

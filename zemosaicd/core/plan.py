@@ -20,8 +20,9 @@ from zemosaicd.model import FrameId, FramePlan, Grid, LeftOut, MosaicSpec, Mount
 Box = tuple[int, int, int, int]
 """x0, y0, x1, y1 on a lattice, in whole pixels; x1 and y1 are excluded."""
 
-HALO = 8
-"""Rows (and columns) that a window carries for its neighbours, both sides together (science.combine)."""
+HALO = 10
+"""Rows (and columns) that a window carries for its neighbours, both sides together (science.combine), and those that
+drizzle wants to know besides."""
 LOW_ROWS, LEAST_SIDE = 96, 16
 """Windows of whole rows have at least so many of them; no window is narrower than the second."""
 

@@ -111,9 +111,12 @@ class Combined:
         return 100.0 * float(self.rejected.sum()) / max(1, int(self.samples.sum()))
 
 
-def halo_of(first: int, count: int, total: int) -> tuple[int, int]:
-    """Halo (before, after) that a window of rows (or columns) `first` to `first + count` of `total` must carry."""
-    return min(HALO, first), min(HALO, total - first - count)
+def halo_of(first: int, count: int, total: int, border: int = 0) -> tuple[int, int]:
+    """Halo (before, after) that a window of rows (or columns) `first` to `first + count` of `total` must carry.
+
+    `border`: how many of its neighbours have to be right as well.
+    """
+    return min(HALO + border, first), min(HALO + border, total - first - count)
 
 
 def combine(
@@ -134,23 +137,42 @@ def combine(
     `weights` (n,) or (n, C) are a frame's, `weight_maps` float32 (n, R, W) multiply them pixel by pixel (0 adds
     nothing, but takes part in judging). `halo`: rows above and below that are there for the neighbours, `side`:
     columns left and right, likewise (both by `halo_of`). `lines`: (frame, its trail as `rejection.mark_line` has it),
-    which `auto` takes out beforehand. Deterministic; beside the samples it needs a byte a frame and pixel, `scratch`
-    uint8 (n, R, W) if that is given. ValueError: shapes that do not fit, more than 65535 frames or 6 channels, `auto`
-    without a noise model.
+    which `auto` takes out beforehand. Deterministic; beside the samples it needs a byte a frame and pixel: the codes,
+    in `scratch` uint8 (n, R, W) if that is given. ValueError: shapes that do not fit, more than 65535 frames or 6
+    channels, `auto` without a noise model.
     """
     n, channels, height, width = samples.shape
-    maps = np.empty((0, 0, 0), np.float32) if weight_maps is None else weight_maps
-    if seen.shape != (n, height, width) or maps.shape[0] not in (0, n) or (maps.size and maps.shape != seen.shape):
-        raise ValueError(f"masks {seen.shape}, {maps.shape} do not fit samples {samples.shape}")
+    if seen.shape != (n, height, width):
+        raise ValueError(f"masks {seen.shape} do not fit samples {samples.shape}")
     if n > np.iinfo(np.uint16).max or channels > MOST_CHANNELS:
         raise ValueError(f"{n} frames of {channels} channels cannot be combined")
-    if min(*halo, *side) < 0 or height < sum(halo) or width < sum(side):
-        raise ValueError(f"{height} x {width} px with halo {halo}, {side} cannot be combined")
-    frame_weights = np.ascontiguousarray(np.broadcast_to(weights.reshape(n, -1), (n, channels)), np.float64)
     cube, codes = np.ascontiguousarray(samples), np.empty(seen.shape, np.uint8) if scratch is None else scratch
     rejection.first_codes(seen, codes)
     if n >= rejection.MIN_JUDGED:
         _reject(cube, codes, rule, noise, lines)
+    return merge(cube, codes, weights, rule, noise, halo=halo, side=side, weight_maps=weight_maps)
+
+
+def merge(
+    samples: Pixels,
+    codes: Codes,
+    weights: Numbers,
+    rule: Rule,
+    noise: NoiseModel | None = None,
+    *,
+    halo: tuple[int, int] = (0, 0),
+    side: tuple[int, int] = (0, 0),
+    weight_maps: Pixels | None = None,
+) -> Combined:
+    """What is made of the samples that `codes` uint8 (n, R, W) keep; everything else as `combine` has it."""
+    n, channels, height, width = samples.shape
+    maps = np.empty((0, 0, 0), np.float32) if weight_maps is None else weight_maps
+    if maps.shape[0] not in (0, n) or (maps.size and maps.shape != codes.shape):
+        raise ValueError(f"weight maps {maps.shape} do not fit samples {samples.shape}")
+    if min(*halo, *side) < 0 or height < sum(halo) or width < sum(side):
+        raise ValueError(f"{height} x {width} px with halo {halo}, {side} cannot be combined")
+    frame_weights = np.ascontiguousarray(np.broadcast_to(weights.reshape(n, -1), (n, channels)), np.float64)
+    cube = np.ascontiguousarray(samples)
     corner, shape = (halo[0], side[0]), (height - sum(halo), width - sum(side))
     variance = np.ones((n, channels)) if noise is None else np.ascontiguousarray(noise.variance, np.float64)
     mean, weight, inverse = np.empty((3, channels, *shape), np.float32)

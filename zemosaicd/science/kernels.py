@@ -108,7 +108,7 @@ def bend(x: Numbers, y: Numbers, lens: Numbers) -> None:
 
 
 @njit(cache=True, nogil=True, fastmath={"contract"})
-def _positions(
+def positions(
     m: Numbers, lens: Numbers, y: int, col0: int, unit: int, at: Numbers, x_out: Places, y_out: Places
 ) -> None:
     """Source positions of a row's grid pixels from column `col0` on, in 1/unit px; HIDDEN where there are none.
@@ -190,7 +190,7 @@ def warp_bayer(
     rim = CFA_UNIT * WIDE_REACH if wide.shape[0] > 0 else high_x + high_y
     xs, ys, at = np.empty(out.shape[2], np.int32), np.empty(out.shape[2], np.int32), np.empty((2, out.shape[2]))
     for r in range(out.shape[1]):
-        _positions(m, lens, row0 + r, col0, CFA_UNIT, at, xs, ys)
+        positions(m, lens, row0 + r, col0, CFA_UNIT, at, xs, ys)
         for c in range(out.shape[2]):
             x, y = np.int64(xs[c]) - x0, np.int64(ys[c]) - y0
             good = False
@@ -232,7 +232,7 @@ def warp_planes(
     rim = 2 if wide.shape[0] > 0 else max(width, height)
     xs, ys, at = np.empty(out.shape[2], np.int32), np.empty(out.shape[2], np.int32), np.empty((2, out.shape[2]))
     for r in range(out.shape[1]):
-        _positions(m, lens, row0 + r, col0, PIXEL_UNIT, at, xs, ys)
+        positions(m, lens, row0 + r, col0, PIXEL_UNIT, at, xs, ys)
         for c in range(out.shape[2]):
             x, y = np.int64(xs[c]) - x0, np.int64(ys[c]) - y0
             ix, iy = x >> 10, y >> 10

@@ -112,6 +112,21 @@ def level_bayer(
             green[first + i, r] = line[i]
 
 
+@njit(cache=True, nogil=True)
+def level_cfa(
+    raw: NDArray[np.generic], corner: tuple[int, int], colours: NDArray[np.int64], middle: tuple[float, float],
+    radius: float, levels: Numbers, out: Pixels,
+) -> None:  # fmt: skip
+    """A CFA slab (h, w) whose (left, top) is `corner`, both even: levelled where it is, out (h, w) float32.
+
+    `colours` (2, 2): channel of a photosite by the parity of its row and column.
+    """
+    for r in range(raw.shape[0]):
+        for x in range(2):
+            row = levels[colours[r % 2, x]]
+            _level_row(raw[r, x:], corner[1] + r - middle[1], corner[0] + x - middle[0], 2, row, radius, out[r, x::2])
+
+
 def bayer_arrays(height: int, width: int) -> tuple[Pixels, Pixels, Pixels]:
     """Empty red, green, blue of the module's layout for a slab (h, w)."""
     half = (height + 1) // 2, (width + 1) // 2

@@ -88,6 +88,7 @@ class SessionConfigs:
             normalise=tiles.normalise,
             weights=tiles.weights,
             kernel=tiles.kernel,
+            drizzle_pixfrac=tiles.drizzle_pixfrac,
             feather_fraction=config.mosaic.feather_fraction if mode.feathers else 0.0,
             mask=MaskSettings(
                 min_coverage_abs=tiles.altaz_min_coverage_abs,

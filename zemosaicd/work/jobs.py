@@ -168,6 +168,7 @@ class StackSettings:
     normalise: str = "stars"
     weights: str = "auto"
     kernel: str = "kriging"
+    drizzle_pixfrac: float = 0.8
     feather_fraction: float = 0.1
     mask: MaskSettings = field(default_factory=MaskSettings)
     band_budget_bytes: int = 512 << 20

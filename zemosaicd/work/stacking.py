@@ -29,7 +29,7 @@ from zemosaicd.science import combine
 from zemosaicd.work.fitswrite import CardValue, ImageSpec, write_fits
 from zemosaicd.work.jobs import PhaseMade, StackSettings, StackTile
 from zemosaicd.work.masking import TileMask, trimmed
-from zemosaicd.work.members import Room, Stack, stack_of
+from zemosaicd.work.members import Room, Stack, drizzled, stack_of
 from zemosaicd.work.meter import Meter
 from zemosaicd.work.planfiles import read_plan
 from zemosaicd.work.witness import recovered_stars
@@ -52,11 +52,12 @@ def stack_tile(job: StackTile) -> PhaseMade:
     output = Path(job.output)
     output.parent.mkdir(parents=True, exist_ok=True)
     planned = job.settings.threads * window_bytes(spec, _window(spec, job.settings))
-    stack = stack_of(plan, spec, frames, job.settings)
+    stack, notes = drizzled(stack_of(plan, spec, frames, job.settings), job.settings)
     stars = recovered_stars(stack, frames, plan.frames[spec.reference])
     images = _images(spec, len(frames), stars)
     mask = TileMask(plan, spec, len(frames), job.settings.mask)
-    figures, notes = _stack(stack, frames, job.settings, mask, images, output)
+    figures, told = _stack(stack, frames, job.settings, mask, images, output)
+    notes += told
     if mask.trim:
         notes.append(trimmed(output, images, mask.trim, spec.tile))
     return PhaseMade(
