@@ -85,8 +85,8 @@ def _add_bands(coadd: Coadd, writer: FitsWriter, first: int, last: int) -> F32:
     grid, rows = coadd.grid, coadd.rows
     counts = FrameCount(coadd.tiles, coadd.frames, grid) if coadd.mode.counts_frames else None
     both = zip(coadd.tiles, coadd.corrections, strict=True)
-    waiting = sorted((_TileRows(t, c) for t, c in both), key=lambda t: t.box[1])
-    active: list[_TileRows] = []
+    waiting = sorted((TileRows(t, c) for t, c in both), key=lambda t: t.box[1])
+    active: list[TileRows] = []
     small, table, sums = [], lanczos_table(), Sums(coadd.channels, min(rows, grid.height), grid.width)
     for row0 in range(first * rows, min(last * rows, grid.height), rows):
         end = min(row0 + rows, grid.height)
@@ -97,7 +97,7 @@ def _add_bands(coadd: Coadd, writer: FitsWriter, first: int, last: int) -> F32:
         for tile in active:
             slab = tile.add(sums, end, table)
             if counts is not None and slab is not None:
-                counts.add(tile.tile, slab, row0, end - row0)
+                counts.add(tile.tile, slab.row0, np.asarray(np.isfinite(slab.pixels).all(axis=0)), row0)
         small.append(block_mean(_write_band(writer, sums, counts), coadd.factor))
     for tile in active:
         tile.close()
@@ -118,7 +118,7 @@ def _write_band(writer: FitsWriter, sums: Sums, counts: FrameCount | None) -> F3
     return picture
 
 
-class _TileRows:
+class TileRows:
     """What a stretch of bands takes from one tile, with a reader of its own."""
 
     def __init__(self, tile: Tile, correction: TileCorrection) -> None:

@@ -204,8 +204,29 @@ class MosaicSettings:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class MergeTiles:
+    """Phase 4.5 for one super tile: its members (number and path) become the file `output`."""
+
+    plan_path: str
+    tile: int
+    members: tuple[tuple[int, str], ...]
+    without: tuple[FrameId, ...]
+    output: str
+    settings: MosaicSettings
+
+    def run(self) -> PhaseMade:
+        """Publishes the super tile. Raises TileFailed."""
+        from zemosaicd.work import supertiles
+
+        return supertiles.merge_tiles(self)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class MakeMosaic:
-    """Phases 4 to 6 for one mosaic: tiles (number and path) become the staged files `mosaic` and `preview`."""
+    """Phases 4 to 6 for one mosaic: tiles (number and path) become the staged files `mosaic` and `preview`.
+
+    `supers`: those of the tiles that are super tiles, and of which tiles they are.
+    """
 
     plan_path: str
     name: str
@@ -216,6 +237,7 @@ class MakeMosaic:
     session: str
     revision: int
     settings: MosaicSettings
+    supers: tuple[tuple[int, tuple[int, ...]], ...] = ()
 
     def run(self) -> PhaseMade:
         """Writes the staged files. Raises SessionFailed."""
@@ -225,7 +247,16 @@ class MakeMosaic:
 
 
 Job = (
-    ReadHeaders | PrepareFrame | RebuildCache | PlanSession | PlanTiles | PlanGrid | PlanSweep | StackTile | MakeMosaic
+    ReadHeaders
+    | PrepareFrame
+    | RebuildCache
+    | PlanSession
+    | PlanTiles
+    | PlanGrid
+    | PlanSweep
+    | StackTile
+    | MergeTiles
+    | MakeMosaic
 )
 
 
