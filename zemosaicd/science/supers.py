@@ -8,9 +8,11 @@ median m of all of them and rejected where
 
 with g, half of max - min of m over 3x3 pixels (science.combine: it protects star cores, where tiles differ by their
 seeing), variance_m = pi / (2 n) times that of the sample in the middle (exact for equal ones), k = 3.5, c = 0.5 and
-K = 1.4: WEIGHT tells the noise of samples before they are interpolated, and kriging makes 1.2 times of it. What is
-rejected grows as in science.combine, and no pixel is ever emptied: of two camps of equal size the lower is kept. What
-stays is averaged with inverse variance times alpha; below three tiles nothing can be judged, and all is averaged.
+K = 1.4: WEIGHT tells the noise of samples before they are interpolated, and kriging makes 1.2 times of it. A trail that
+a tile of several frames has thinned out lies below that limit pixel by pixel; so means over 5x5 pixels of a tile, less
+what was rejected already, are held against their own noise too (again 3.5 sigma, three pixels counting as one: in the
+red and blue of Bayer frames neighbours share their samples). What is rejected grows as in science.combine, and no pixel is ever emptied:
+of two camps of equal size the lower is kept. What stays is averaged with inverse variance times alpha; below three tiles nothing can be judged, and all is averaged.
 Alpha weighs and takes no part in the judgement. Every pixel is the same whatever window it is made in.
 """
 
@@ -30,6 +32,8 @@ __all__ = ["HALO", "SuperBand", "halo_of", "merge"]
 
 K_SIGMA, GRADIENT, NOISE_GAIN = 3.5, 0.5, 1.4
 MEDIAN_VARIANCE = np.pi / 2.0
+FAINT_SIGMA, FAINT_REACH, FAINT_LEAST, PIXELS_A_SAMPLE = 3.5, 2, 13, 3.0
+"""The second test: its limit, half the box's side less a half, the fewest samples in it, and pixels that are as one."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
@@ -57,6 +61,7 @@ def merge(samples: Pixels, ivar: Pixels, alpha: Pixels, halo: tuple[int, int]) -
         _centres(samples, ivar, codes, centre, low, spread, count)
         rejection.gradients(centre, count, gradient)
         _judge(samples, ivar, codes, centre, low, spread, gradient)
+        _judge_faint(samples, ivar, codes, centre, spread, gradient)
         rejection.grow(codes, count[0] >= MIN_JUDGED, channels, -(-GROW_LEAST * channels // 3))
         rejection.restore(codes, channels)
     own = slice(halo[0], height - halo[1])
@@ -127,6 +132,46 @@ def _judge(
                     if kept > 0 or turn > 0:
                         break
                     middle = np.float64(low[k, r, x])
+
+
+@njit(cache=True, nogil=True)
+def _judge_faint(
+    samples: Pixels, ivar: Pixels, codes: Codes, centre: Pixels, spread: Pixels, gradient: Pixels
+) -> None:
+    """Marks as GROWN the seen samples whose 5x5 box is off the median as a whole, in any channel."""
+    n, channels, rows, width = samples.shape
+    parts = np.zeros((4, rows, width))
+    column = np.empty((4, width))
+    for i in range(n):
+        for k in range(channels):
+            bit = np.uint8(1 << k)
+            for r in range(rows):
+                for x in range(width):
+                    g = np.float64(gradient[k, r, x])
+                    parts[:, r, x] = 0.0
+                    if g < np.inf and codes[i, r, x] & (UNSEEN | bit) == 0:
+                        parts[0, r, x] = 1.0
+                        parts[1, r, x] = np.float64(samples[i, k, r, x]) - np.float64(centre[k, r, x])
+                        parts[2, r, x] = 1.0 / np.float64(ivar[i, k, r, x]) + np.float64(spread[k, r, x])
+                        parts[3, r, x] = (GRADIENT * g) ** 2
+            for r in range(rows):
+                column[:] = 0.0
+                for near in range(max(0, r - FAINT_REACH), min(rows, r + FAINT_REACH + 1)):
+                    for x in range(width):
+                        for p in range(4):
+                            column[p, x] += parts[p, near, x]
+                for x in range(width):
+                    if codes[i, r, x] & UNSEEN != 0 or not gradient[k, r, x] < np.inf:
+                        continue
+                    count, off, noise, slope = 0.0, 0.0, 0.0, 0.0
+                    for near in range(max(0, x - FAINT_REACH), min(width, x + FAINT_REACH + 1)):
+                        count += column[0, near]
+                        off += column[1, near]
+                        noise += column[2, near]
+                        slope += column[3, near]
+                    limit = FAINT_SIGMA**2 * (noise * PIXELS_A_SAMPLE + slope * count)
+                    if count >= FAINT_LEAST and off * off > limit:
+                        codes[i, r, x] |= GROWN
 
 
 @njit(cache=True, nogil=True)
