@@ -187,6 +187,7 @@ def build_report(
             "solver": {f.path: f.solver for f in _members(plan, spec)},
             "astrometry": dict(plan.figures),
             "seams": figures.get("seams") or {},
+            "second_pass": figures.get("second_pass"),
             "photometry": figures.get("photometry") or {},
             "picture": figures.get("picture") or {},
             "certificate": {**(figures.get("certificate") or {}), "injected": figures["injected"]},

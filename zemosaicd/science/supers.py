@@ -11,9 +11,10 @@ seeing), variance_m = pi / (2 n) times that of the sample in the middle (exact f
 K = 1.4: WEIGHT tells the noise of samples before they are interpolated, and kriging makes 1.2 times of it. A trail that
 a tile of several frames has thinned out lies below that limit pixel by pixel; so means over 5x5 pixels of a tile, less
 what was rejected already, are held against their own noise too (again 3.5 sigma, three pixels counting as one: in the
-red and blue of Bayer frames neighbours share their samples). What is rejected grows as in science.combine, and no pixel is ever emptied:
-of two camps of equal size the lower is kept. What stays is averaged with inverse variance times alpha; below three tiles nothing can be judged, and all is averaged.
-Alpha weighs and takes no part in the judgement. Every pixel is the same whatever window it is made in.
+red and blue of Bayer frames neighbours share their samples). What is rejected grows as in science.combine, and no pixel
+is ever emptied: of two camps of equal size the lower is kept. What stays is averaged with inverse variance times alpha;
+below three tiles nothing can be judged, and all is averaged. Alpha weighs and takes no part in the judgement. Every
+pixel is the same whatever window it is made in.
 """
 
 from __future__ import annotations
@@ -25,7 +26,7 @@ from numba import njit
 
 from zemosaicd.science import rejection
 from zemosaicd.science.combine import GROW_LEAST, HALO, halo_of
-from zemosaicd.science.medians import GROWN, UNSEEN, Codes, Counts, Pixels
+from zemosaicd.science.medians import GROWN, UNSEEN, Codes, Counts, Numbers, Pixels
 from zemosaicd.science.rejection import MIN_JUDGED, Flags
 
 __all__ = ["HALO", "SuperBand", "halo_of", "merge"]
@@ -50,7 +51,8 @@ class SuperBand:
 
 
 def merge(samples: Pixels, ivar: Pixels, alpha: Pixels, halo: tuple[int, int]) -> SuperBand:
-    """Judges and averages one window; `halo`: rows above and below that are there for their neighbours (`halo_of`)."""
+    """Judges and averages one window (shapes: see the module); `halo`: rows above and below that are there for their
+    neighbours (`halo_of`), px."""
     n, channels, height, width = samples.shape
     seen = np.isfinite(samples).all(axis=1) & (ivar > 0).all(axis=1) & (alpha > 0)
     codes = np.empty(seen.shape, np.uint8)
@@ -135,31 +137,17 @@ def _judge(
 
 
 @njit(cache=True, nogil=True)
-def _judge_faint(
-    samples: Pixels, ivar: Pixels, codes: Codes, centre: Pixels, spread: Pixels, gradient: Pixels
-) -> None:
+def _judge_faint(samples: Pixels, ivar: Pixels, codes: Codes, centre: Pixels, spread: Pixels, gradient: Pixels) -> None:
     """Marks as GROWN the seen samples whose 5x5 box is off the median as a whole, in any channel."""
     n, channels, rows, width = samples.shape
-    parts = np.zeros((4, rows, width))
-    column = np.empty((4, width))
+    parts, column = np.zeros((rows, 4, width)), np.empty((4, width))
     for i in range(n):
         for k in range(channels):
-            bit = np.uint8(1 << k)
-            for r in range(rows):
-                for x in range(width):
-                    g = np.float64(gradient[k, r, x])
-                    parts[:, r, x] = 0.0
-                    if g < np.inf and codes[i, r, x] & (UNSEEN | bit) == 0:
-                        parts[0, r, x] = 1.0
-                        parts[1, r, x] = np.float64(samples[i, k, r, x]) - np.float64(centre[k, r, x])
-                        parts[2, r, x] = 1.0 / np.float64(ivar[i, k, r, x]) + np.float64(spread[k, r, x])
-                        parts[3, r, x] = (GRADIENT * g) ** 2
+            _departures(samples[i, k], ivar[i, k], codes[i], np.uint8(1 << k), centre[k], spread[k], gradient[k], parts)
             for r in range(rows):
                 column[:] = 0.0
                 for near in range(max(0, r - FAINT_REACH), min(rows, r + FAINT_REACH + 1)):
-                    for x in range(width):
-                        for p in range(4):
-                            column[p, x] += parts[p, near, x]
+                    column += parts[near]
                 for x in range(width):
                     if codes[i, r, x] & UNSEEN != 0 or not gradient[k, r, x] < np.inf:
                         continue
@@ -172,6 +160,24 @@ def _judge_faint(
                     limit = FAINT_SIGMA**2 * (noise * PIXELS_A_SAMPLE + slope * count)
                     if count >= FAINT_LEAST and off * off > limit:
                         codes[i, r, x] |= GROWN
+
+
+@njit(cache=True, nogil=True)
+def _departures(
+    sample: Pixels, ivar: Pixels, codes: Codes, bit: np.uint8, centre: Pixels, spread: Pixels, gradient: Pixels,
+    parts: Numbers,
+) -> None:  # fmt: skip
+    """parts (R, 4, W) of one tile's channel: 1, its departure from the median, its variance and what the gradient
+    allows, squared; all 0 where it is not judged, or out already."""
+    rows, width = sample.shape
+    for r in range(rows):
+        for x in range(width):
+            g = np.float64(gradient[r, x])
+            judged = g < np.inf and codes[r, x] & (UNSEEN | bit) == 0
+            parts[r, 0, x] = 1.0 if judged else 0.0
+            parts[r, 1, x] = np.float64(sample[r, x]) - np.float64(centre[r, x]) if judged else 0.0
+            parts[r, 2, x] = 1.0 / np.float64(ivar[r, x]) + np.float64(spread[r, x]) if judged else 0.0
+            parts[r, 3, x] = (GRADIENT * g) ** 2 if judged else 0.0
 
 
 @njit(cache=True, nogil=True)

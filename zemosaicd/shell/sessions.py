@@ -108,6 +108,7 @@ class SessionConfigs:
             preview=config.outputs.preview,
             preview_max_px=config.outputs.preview_max_px,
             feather_fraction=config.mosaic.feather_fraction,
+            two_pass=config.mosaic.two_pass_enabled,
             threads=config.executor.workers or os.cpu_count() or 1,
             band_budget_bytes=config.tiles.memory_mb * 1_000_000,
             budget=SessionConfigs.budget(config),

@@ -41,6 +41,7 @@ from zemosaicd.work.meter import Meter
 from zemosaicd.work.mosaicfile import certificate_cards, frames_table, images_of
 from zemosaicd.work.planfiles import read_plan
 from zemosaicd.work.seams import seam_figures
+from zemosaicd.work.secondpass import second_pass
 from zemosaicd.work.store import publish
 
 F32 = NDArray[np.float32]
@@ -66,6 +67,9 @@ def make_mosaic(job: MakeMosaic) -> PhaseMade:
             rows=band_rows(grid, spec.channels, factor, job.settings.band_budget_bytes),
             factor=factor,
         )
+        even = None
+        if job.settings.two_pass and coadd.mode.feathers:
+            coadd, even = second_pass(coadd, threads)
         with write_fits(Path(job.mosaic), images_of(job, spec, coadd), overwrite=True) as writer:
             small = add_all(coadd, writer, threads)
             sharp = [t.character.fwhm_px / t.scale for t in tiles if math.isfinite(t.character.fwhm_px)]
@@ -85,6 +89,7 @@ def make_mosaic(job: MakeMosaic) -> PhaseMade:
         "seams": seams,
         "certificate": certificate,
         "photometry": _photometry(solution, tiles),
+        "second_pass": even,
         "picture": _picture(small),
     }
     return PhaseMade(
@@ -170,4 +175,7 @@ def _notes(figures: dict[str, Any], grid: Grid) -> tuple[LogNote, ...]:
         "overlaps": len(seams["pairs"]),
         "worst_seam_sigma": 0.0 if worst is None else round(worst, 3),
     }
-    return (LogNote(level="info", event="mosaic_assembled", fields=fields),)
+    notes = [LogNote(level="info", event="mosaic_assembled", fields=fields)]
+    if even := figures["second_pass"]:
+        notes.append(LogNote(level="info", event="second_pass_done", fields=even))
+    return tuple(notes)

@@ -198,6 +198,7 @@ class MosaicSettings:
     preview: bool = True
     preview_max_px: int = 2000
     feather_fraction: float = 0.1
+    two_pass: bool = False
     threads: int = 1
     band_budget_bytes: int = 512 << 20
     budget: Budget = field(default_factory=Budget)
