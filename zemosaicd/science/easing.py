@@ -10,6 +10,7 @@ with weights that hardly change across it. The factor is the same in all channel
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -82,15 +83,16 @@ def blurred(blocks: Numbers) -> Numbers:
     return blocks
 
 
-def steepest(shares: list[Share]) -> float:
-    """The largest change of a tile's share from one block to the next, where it has some in both."""
-    worst = 0.0
+def steepness(shares: Sequence[Share]) -> float:
+    """How much a tile's share changes from one block to the next where it has not all of the weight: 90th percentile,
+    so that neither the smooth middle nor a corner of the mosaic's outline decides."""
+    steps = [np.empty(0)]
     for share in shares:
         for axis in (0, 1):
             a, b = np.delete(share.share, -1, axis), np.delete(share.share, 0, axis)
-            steps = np.abs(a - b)[(a > 0.0) & (b > 0.0)]
-            worst = max(worst, float(steps.max(initial=0.0)))
-    return worst
+            steps.append(np.abs(a - b)[((a < 1.0) | (b < 1.0)) & (a + b > 0.0)])
+    every = np.concatenate(steps)
+    return float(np.percentile(every, 90)) if every.size else 0.0
 
 
 @njit(cache=True, nogil=True)

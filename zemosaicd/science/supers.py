@@ -33,6 +33,8 @@ __all__ = ["HALO", "SuperBand", "halo_of", "merge"]
 
 K_SIGMA, GRADIENT, NOISE_GAIN = 3.5, 0.5, 1.4
 MEDIAN_VARIANCE = np.pi / 2.0
+NOISE_RANGE = 2.5
+"""Half the range of 3x3 pixels of noise, squared, in variances: so much of a gradient says nothing."""
 FAINT_SIGMA, FAINT_REACH, FAINT_LEAST, PIXELS_A_SAMPLE = 3.5, 2, 13, 3.0
 """The second test: its limit, half the box's side less a half, the fewest samples in it, and pixels that are as one."""
 
@@ -168,7 +170,7 @@ def _departures(
     parts: Numbers,
 ) -> None:  # fmt: skip
     """parts (R, 4, W) of one tile's channel: 1, its departure from the median, its variance and what the gradient
-    allows, squared; all 0 where it is not judged, or out already."""
+    beyond that of noise allows, squared; all 0 where it is not judged, or out already."""
     rows, width = sample.shape
     for r in range(rows):
         for x in range(width):
@@ -177,7 +179,8 @@ def _departures(
             parts[r, 0, x] = 1.0 if judged else 0.0
             parts[r, 1, x] = np.float64(sample[r, x]) - np.float64(centre[r, x]) if judged else 0.0
             parts[r, 2, x] = 1.0 / np.float64(ivar[r, x]) + np.float64(spread[r, x]) if judged else 0.0
-            parts[r, 3, x] = (GRADIENT * g) ** 2 if judged else 0.0
+            real = g * g - NOISE_RANGE * NOISE_GAIN * np.float64(spread[r, x])
+            parts[r, 3, x] = GRADIENT**2 * max(0.0, real) if judged else 0.0
 
 
 @njit(cache=True, nogil=True)

@@ -15,7 +15,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from zemosaicd.science.coadd import Sums
-from zemosaicd.science.easing import BLOCK_PX, Share, block_sums, blurred, eased, shares_of, steepest
+from zemosaicd.science.easing import BLOCK_PX, Share, block_sums, blurred, eased, shares_of, steepness
 from zemosaicd.science.sixtaps import lanczos_table
 from zemosaicd.work.coadding import Coadd, TileRows
 
@@ -25,8 +25,8 @@ STRIPE_BLOCKS = 4
 
 
 def second_pass(coadd: Coadd, threads: int) -> tuple[Coadd, dict[str, object]]:
-    """The same coadd with its tiles' factors, and figures: the steepest change of a tile's share from one block to the
-    next, before and after."""
+    """The same coadd with its tiles' factors, and figures: how much a tile's share changes from one block to the next
+    where tiles meet, before and after."""
     shares, seen = _shares(coadd, threads)
     there = blurred((seen > 0.0).astype(np.float64))
     eases = [eased(share, there) for share in shares]
@@ -37,8 +37,8 @@ def second_pass(coadd: Coadd, threads: int) -> tuple[Coadd, dict[str, object]]:
     after = [replace(s, share=s.share / np.where(total > 0.0, total, 1.0)[_here(s)]) for s in own]
     figures: dict[str, object] = {
         "tiles": len(shares),
-        "steepest_before": round(steepest(shares), 4),
-        "steepest_after": round(steepest(after), 4),
+        "steepness_before": round(steepness(shares), 4),
+        "steepness_after": round(steepness(after), 4),
     }
     return replace(coadd, eases=eases), figures
 
