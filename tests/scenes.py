@@ -93,8 +93,9 @@ def stack_all(folder: Path, plan: Plan, **settings: Any) -> tuple[tuple[int, str
 
 
 def mosaic(
-    folder: Path, plan: Plan, tiles: Sequence[tuple[int, str]], *, without: Sequence[str] = (), **settings: Any
-) -> tuple[Path, PhaseMade]:
+    folder: Path, plan: Plan, tiles: Sequence[tuple[int, str]], *, without: Sequence[str] = (),
+    supers: tuple[tuple[int, tuple[int, ...]], ...] = (), **settings: Any,
+) -> tuple[Path, PhaseMade]:  # fmt: skip
     """Phases 4 to 6: the mosaic's path and what the job reports."""
     job = MakeMosaic(
         plan_path=str(write_plan(folder, plan)),
@@ -106,6 +107,7 @@ def mosaic(
         session="night",
         revision=1,
         settings=MosaicSettings(**settings),
+        supers=supers,
     )
     return folder / "mosaic.fits", job.run()
 

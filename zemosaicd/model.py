@@ -332,7 +332,8 @@ class Plan:
     """Phase 2's result: a pure function of the closed set of frames and the configuration.
 
     `fixed_pixels`: flat indices of the pixels of a sensor (FrameFacts.sensor) that are hot whatever the sky.
-    `mode`: a row of core.modes. `made`: tiles that lie there already, number -> path; they are the user's.
+    `mode`: a row of core.modes. `made`: tiles that lie there already, number -> path; they are the user's. `supers`:
+    the tiles that each super tile is made of (Phase 4.5), number -> their numbers.
     """
 
     frames: dict[FrameId, FramePlan]
@@ -349,6 +350,7 @@ class Plan:
     figures: dict[str, float | None] = field(default_factory=dict)
     mode: str = "classic"
     made: dict[int, str] = field(default_factory=dict)
+    supers: dict[int, tuple[int, ...]] = field(default_factory=dict)
 
 
 class ArtefactKind(StrEnum):

@@ -163,6 +163,10 @@ class MosaicTable:
     """How tiles become one picture."""
 
     two_pass_enabled: bool = key(False, "A second pass that evens out what coverage still shows.")
+    merge_tiles: bool = key(False, "Tiles that overlap by much become super tiles, with rejection across them.")
+    merge_overlap: float = key(
+        0.6, "What two of them share, at least.", unit="of the smaller footprint", low=0.01, high=1
+    )
     feather_fraction: float = key(
         0.1, "Width of the blend at a tile's edge.", unit="of the tile's short side", low=0, high=0.5
     )

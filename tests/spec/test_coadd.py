@@ -12,9 +12,10 @@ from hypothesis import strategies as st
 from numpy.typing import NDArray
 
 from tests import oracles
-from zemosaicd.science.coadd import REACH, Slab, Sums, catmull_rom_table, lanczos_table
+from zemosaicd.science.coadd import REACH, Slab, Sums
 from zemosaicd.science.coverage import edge_weight
 from zemosaicd.science.placement import Placement, place
+from zemosaicd.science.sixtaps import catmull_rom_table, lanczos_table
 from zemosaicd.science.tilesolve import TileCorrection
 
 F32 = NDArray[np.float32]

@@ -123,6 +123,26 @@ class TileFailed(Event):
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class TilesMerged(Event):
+    """A super tile of these master tiles lies on disk (Phase 4.5). `figures` are for the report."""
+
+    revision: int
+    tile: int
+    path: str
+    members: tuple[int, ...]
+    figures: dict[str, Any] = field(default_factory=dict)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class MergeFailed(Event):
+    """A super tile is given up; its members go into the mosaic one by one."""
+
+    revision: int
+    tile: int
+    reason: Reason
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class ArtefactMade(Event):
     """The session made this file or folder: one line of its manifest (P9)."""
 
@@ -173,6 +193,8 @@ EVENTS: dict[str, type[Event]] = {
         JobStarted,
         TileDone,
         TileFailed,
+        TilesMerged,
+        MergeFailed,
         ArtefactMade,
         MosaicPublished,
         SessionCleaned,

@@ -8,6 +8,7 @@ Rule 3: a revision's set of frames is fixed when the session closes. Frames that
     open --SessionClosed--> closed --SessionPlanned--> planned --TileDone/TileFailed a tile--> stacked
          --MosaicPublished a mosaic--> published --SessionCleaned--> resting --FrameAssigned--> open (next revision)
     closed or planned --SessionEnded--> resting
+    stacked, where the plan has super tiles --TilesMerged or MergeFailed a super tile--> stacked, and merged
 
 The fold mutates its own state object for the sake of sessions of 20,000 frames (F38); nobody else writes to it.
 """
@@ -16,6 +17,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 from dataclasses import dataclass, field
+from typing import Any
 
 from zemosaicd.core.events import (
     ArtefactMade,
@@ -25,6 +27,7 @@ from zemosaicd.core.events import (
     FrameRejected,
     FrameRemoved,
     JobStarted,
+    MergeFailed,
     MosaicPublished,
     SessionCleaned,
     SessionClosed,
@@ -33,8 +36,10 @@ from zemosaicd.core.events import (
     SessionPlanned,
     TileDone,
     TileFailed,
+    TilesMerged,
 )
 from zemosaicd.core.modes import DEFAULT, MODES, Mode
+from zemosaicd.core.supertiles import pending_supers
 from zemosaicd.model import (
     Artefact,
     ArtefactKind,
@@ -72,6 +77,8 @@ class SessionState:
     planned: SessionPlanned | None = None
     done: dict[int, TileDone] = field(default_factory=dict)
     failed: dict[int, TileFailed] = field(default_factory=dict)
+    merged: dict[int, TilesMerged] = field(default_factory=dict)
+    unmerged: dict[int, MergeFailed] = field(default_factory=dict)
     published: dict[str, MosaicPublished] = field(default_factory=dict)
     attempts: dict[str, int] = field(default_factory=dict)
     manifest: dict[str, Artefact] = field(default_factory=dict)
@@ -101,6 +108,11 @@ class SessionState:
         return any(p in self.closed_set for p in self.unprepared)
 
     @property
+    def unmade_supers(self) -> list[tuple[int, tuple[int, ...]]]:
+        """Super tiles that are still to be made, with those of their members that there are."""
+        return pending_supers(self.plan, self.done, self.merged, self.unmerged) if self.plan else []
+
+    @property
     def phase(self) -> str:
         """The phase the session is in, as PHASE_UPDATE names it; "" while it rests."""
         if self.outcome:
@@ -111,7 +123,8 @@ class SessionState:
             return self.mode.plan_phase
         if pending_tiles(self):
             return "3"
-        return "5" if len(self.published) < len(self.planned.plan.mosaics) else "7"
+        open_ = "4.5" if self.unmade_supers else "5"
+        return open_ if len(self.published) < len(self.planned.plan.mosaics) else "7"
 
 
 # --- instructions --------------------------------------------------------------------------------------------------
@@ -142,6 +155,14 @@ class MakePlan(Instruction):
 @dataclass(frozen=True, slots=True, kw_only=True)
 class StackTile(Instruction):
     """Phase 3 for one tile."""
+
+    revision: int
+    tile: int
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class MergeTiles(Instruction):
+    """Phase 4.5 for one super tile."""
 
     revision: int
     tile: int
@@ -240,10 +261,12 @@ def _apply_result(state: SessionState, event: Event) -> None:
     match event:
         case SessionPlanned():
             state.planned = event
-        case TileDone():
-            state.done[event.tile] = event
-        case TileFailed():
-            state.failed[event.tile] = event
+        case TileDone() | TileFailed() | TilesMerged() | MergeFailed():
+            kinds: dict[type[Event], dict[int, Any]] = {
+                TileDone: state.done, TileFailed: state.failed,
+                TilesMerged: state.merged, MergeFailed: state.unmerged,
+            }  # fmt: skip
+            kinds[type(event)][event.tile] = event
         case MosaicPublished():
             state.published[event.mosaic] = event
         case SessionCleaned():
@@ -270,6 +293,7 @@ def _reopen(state: SessionState) -> None:
     state.planned = None
     state.ended = None
     state.done, state.failed, state.published, state.attempts = {}, {}, {}, {}
+    state.merged, state.unmerged = {}, {}
 
 
 def _start_revision(state: SessionState, event: SessionClosed) -> None:
@@ -294,7 +318,7 @@ def _rest(state: SessionState, outcome: str) -> None:
 
 def _whole(state: SessionState) -> bool:
     """No tile and no frame was lost on the way; only then is the same plan again nothing new."""
-    return not state.failed and not any(t.figures.get("without") for t in state.done.values())
+    return not state.failed and not state.unmerged and not any(t.figures.get("without") for t in state.done.values())
 
 
 def _forget_removed(state: SessionState, kept_kinds: tuple[ArtefactKind, ...]) -> None:
@@ -383,6 +407,8 @@ def _after_plan(state: SessionState, plan: Plan) -> list[Instruction]:
     tiles = pending_tiles(state)
     if tiles:
         return [StackTile(session=session, revision=revision, tile=t.tile) for t in tiles]
+    if supers := state.unmade_supers:
+        return [MergeTiles(session=session, revision=revision, tile=number) for number, _ in supers]
     mosaics = pending_mosaics(state)
     if mosaics:
         return [MakeMosaic(session=session, revision=revision, mosaic=m.name) for m in mosaics]

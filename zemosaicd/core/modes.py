@@ -45,6 +45,11 @@ class Mode:
         return "1" in self.phases
 
     @property
+    def merges(self) -> bool:
+        """Tiles that overlap by much may become super tiles; butted cells never overlap."""
+        return "4.5" in self.phases
+
+    @property
     def plan_phase(self) -> str:
         """The phase that the plan is made in: 2, or 4 where there are no tiles to plan, only a grid."""
         return "2" if "2" in self.phases else "4"
@@ -53,7 +58,12 @@ class Mode:
 MODES: dict[str, Mode] = {
     mode.name: mode
     for mode in (
-        Mode(name="classic", phases=("0", "1", "2", "3", "4", "5", "6", "7"), planner="frames", masks_tiles=True),
+        Mode(
+            name="classic",
+            phases=("0", "1", "2", "3", "4", "4.5", "5", "6", "7"),
+            planner="frames",
+            masks_tiles=True,
+        ),
         Mode(
             name="grid",
             phases=("0", "1", "2", "3", "4", "5", "6", "7"),
@@ -63,7 +73,7 @@ MODES: dict[str, Mode] = {
         ),
         Mode(
             name="sds",
-            phases=("0", "1", "2", "3", "4", "5", "6", "7"),
+            phases=("0", "1", "2", "3", "4", "4.5", "5", "6", "7"),
             planner="sweeps",
             plans_by_pixels=True,
             tile_kind=ArtefactKind.MEGA_TILE,
@@ -71,7 +81,7 @@ MODES: dict[str, Mode] = {
         ),
         Mode(
             name="existing",
-            phases=("0", "4", "5", "6", "7"),
+            phases=("0", "4", "4.5", "5", "6", "7"),
             planner="tiles",
             takes_pictures=True,
             counts_frames=False,

@@ -42,6 +42,7 @@ class PlanSettings:
     altaz_cleanup_requested: bool = False
     band_budget_bytes: int = 512 << 20
     cell_size: float = 1.0
+    merge_overlap: float = 0.0
 
 
 Deal = Callable[[list[list[FramePlan]], Wcs, str, int, PlanSettings], list[TileSpec]]

@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from zemosaicd.core.lifecycle import SessionState
+from zemosaicd.core.supertiles import supers_of
 from zemosaicd.model import FrameId, FramePlan, MosaicSpec, Plan, Reason
 
 Figures = Mapping[str, Any]
@@ -161,6 +162,7 @@ def build_report(
         raise ValueError(f"{state.session}: nothing planned to report on")
     failed = [state.failed[t] for t in spec.tiles if t in state.failed]
     figures = {**figures, "injected": _injected(state, spec)}
+    supers = supers_of(spec, state.merged)
     doubted = doubts(
         figures,
         plan.figures,
@@ -178,11 +180,14 @@ def build_report(
             "frames": _frames(state, plan, spec, refused or {}),
             "tiles_total": len(spec.tiles),
             "num_master_tiles": sum(t in state.done for t in spec.tiles),
+            "num_super_tiles": len(supers),
+            "super_tiles": [dict(m.figures) for m in supers.values()],
             "tiles_failed": [_why(f.reason) | {"tile": f.tile} for f in failed],
             "mount_modes": {mode.value: n for mode, n in plan.mount_modes.items()},
             "solver": {f.path: f.solver for f in _members(plan, spec)},
             "astrometry": dict(plan.figures),
             "seams": figures.get("seams") or {},
+            "second_pass": figures.get("second_pass"),
             "photometry": figures.get("photometry") or {},
             "picture": figures.get("picture") or {},
             "certificate": {**(figures.get("certificate") or {}), "injected": figures["injected"]},
@@ -291,6 +296,12 @@ def _phases(state: SessionState, cost: Mapping[str, float]) -> dict[str, Any]:
         "predicted_mb": None,
     }
     phases = {"1": first, state.mode.plan_phase: second, "3": third, "5": dict(cost)}
+    if merged := [m.figures for m in state.merged.values()]:
+        phases["4.5"] = {
+            "seconds": sum(float(m.get("seconds", 0.0)) for m in merged),
+            "peak_rss_mb": max(float(m.get("peak_rss_mb", 0.0)) for m in merged),
+            "predicted_mb": max(float(m.get("predicted_mb", 0.0)) for m in merged),
+        }
     return {phase: costs for phase, costs in phases.items() if phase in state.mode.phases}
 
 

@@ -11,61 +11,31 @@ keeps 0.88 of the noise, Catmull-Rom widens them by 1.3 % (4 % at 2 px) and keep
 sharply the first rings 2.9 % of its height deep, the second 1.7 %, before the rule above.
 
 The sums are float64 and each is a function of the pixel alone: bands, slabs and their order leave no trace (M5). The
-weight of a sample is its inverse variance, after the correction's gain, times the tile's feather there.
-
-The 6x6 taps are one small function in vector instructions (LLVM's generic ones, so that every processor has them):
-it halves the time of a whole mosaic.
+weight of a sample is its inverse variance, after the correction's gain, times the tile's feather there (and, in a
+second pass, times what evens its share out: science.easing).
 """
 
 from __future__ import annotations
 
 import math
 from dataclasses import dataclass, field
-from typing import Any
 
 import numpy as np
-from llvmlite import ir
-from numba import njit, types
-from numba.extending import intrinsic
+from numba import njit
 from numpy.typing import NDArray
 
+from zemosaicd.science.easing import NO_EASE, Ease, ease_of
 from zemosaicd.science.placement import Placement
+from zemosaicd.science.sixtaps import LANES, PHASES, taps
 from zemosaicd.science.tilesolve import TileCorrection
 
 Pixels = NDArray[np.float32]
 Numbers = NDArray[np.float64]
 
-PHASES = 512
-"""Positions within a pixel that the tables know: nearest, so a sample is off by 1/1024 px at most."""
-TAPS, LANES = 6, 8
 COLUMNS = 128
 OUTSIDE, EDGE, INSIDE = 0, 1, 2
 REACH = 3
 """Rows and columns that the kernel needs round a position."""
-
-_SIX = ir.IntType(32), ir.VectorType(ir.FloatType(), LANES)
-
-
-def lanczos_table() -> Pixels:
-    """Lanczos-3 weights, flat float32: 8 (6 taps at -2 ... 3, two zeros) for each of 512 + 1 phases, of sum 1."""
-    return _table(lambda d: np.sinc(d) * np.sinc(d / 3) * (np.abs(d) < 3))
-
-
-def catmull_rom_table() -> Pixels:
-    """The same for Keys' cubic convolution with a = -0.5, which has 4 taps."""
-    return _table(
-        lambda d: np.where(
-            d < 1, 1.5 * d**3 - 2.5 * d**2 + 1, np.where(d < 2, -0.5 * d**3 + 2.5 * d**2 - 4 * d + 2, 0.0)
-        )
-    )
-
-
-def _table(kernel: Any) -> Pixels:
-    phase = np.arange(PHASES + 1)[:, np.newaxis] / PHASES
-    weights = kernel(np.abs(phase - np.arange(-2, 4)[np.newaxis, :]))
-    table = np.zeros((PHASES + 1, LANES), np.float32)
-    table[:, :TAPS] = weights / weights.sum(axis=1, keepdims=True)
-    return table.reshape(-1)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
@@ -106,8 +76,12 @@ class Sums:
         for sums in (self.value, self.weight, self.squared, self.alpha):
             sums.fill(0.0)
 
-    def add(self, slab: Slab, placement: Placement, correction: TileCorrection, ivar: Numbers, table: Pixels) -> None:
+    def add(
+        self, slab: Slab, placement: Placement, correction: TileCorrection, ivar: Numbers, table: Pixels,
+        ease: Ease = NO_EASE,
+    ) -> None:  # fmt: skip
         """Adds a tile. `ivar` (C,): inverse variance of its pixels, ADU^-2, or what its weights are multiplied by.
+        `ease`: what its weight, and nothing else, is multiplied by besides.
 
         ValueError if the slab lacks rows that the band needs.
         """
@@ -123,10 +97,11 @@ class Sums:
         columns = max(0, left), min(self.alpha.shape[1], right)
         change, scale = linear(correction), ivar / np.square(correction.gain)
         sums = self.value, self.weight, self.squared, self.alpha
+        factors = ease.factor, ease.x_block, ease.y_block
         if placement.shift is not None:
             _add_shifted(
                 slab.pixels, slab.weight, slab.alpha, slab.row0, placement.height, placement.shift, slab.feather_px,
-                change, scale, sums, self.row0, columns,
+                change, scale, factors, sums, self.row0, columns,
             )  # fmt: skip
         else:
             lattice = placement.x_node, placement.y_node, placement.step
@@ -134,8 +109,14 @@ class Sums:
             floor = np.maximum(floor, slab.floor) if slab.floor.size else floor
             _add_warped(
                 slab.pixels, slab.weight, slab.alpha, slab.row0, placement.height, placement.nodes, lattice,
-                slab.feather_px, floor, table, change, scale, sums, self.row0, columns,
+                slab.feather_px, floor, table, change, scale, factors, sums, self.row0, columns,
             )  # fmt: skip
+
+    def clear(self, columns: tuple[int, int]) -> None:
+        """All sums of these columns (first, last + 1) of the band become 0 again."""
+        here = slice(*columns)
+        for sums in (self.value, self.weight, self.squared, self.alpha):
+            sums[..., here] = 0.0
 
     def finish(self) -> tuple[Pixels, Pixels]:
         """Picture and inverse variance, float32 (C, rows, width): NaN and 0 where nothing was seen.
@@ -157,43 +138,11 @@ def linear(correction: TileCorrection) -> Numbers:
     return np.stack([gain, constant, slope_x, slope_y])
 
 
-@intrinsic
-def _taps(typing: Any, flat: Any, base: Any, stride: Any, table: Any, row: Any, column: Any) -> Any:
-    """Sum over 6 rows, `stride` apart from flat[base], and 8 columns: table[row + j] table[column + i] flat[...]."""
-
-    def build(context: Any, builder: Any, signature: Any, values: Any) -> Any:
-        i32, floats = _SIX
-        undefined = ir.Constant(floats, ir.Undefined)
-        pixels, weights = (context.make_array(signature.args[i])(context, builder, values[i]).data for i in (0, 3))
-
-        def eight(pointer: Any, index: Any) -> Any:
-            loaded = builder.load(builder.bitcast(builder.gep(pointer, [index]), floats.as_pointer()))
-            loaded.align = 4
-            return loaded
-
-        def mixed(vector: Any, order: Any) -> Any:
-            return builder.shuffle_vector(vector, undefined, ir.Constant(ir.VectorType(i32, LANES), order))
-
-        place, total = values[1], ir.Constant(floats, [0.0] * LANES)
-        for j in range(TAPS):
-            weight = builder.load(builder.gep(weights, [builder.add(values[4], ir.Constant(values[4].type, j))]))
-            every = mixed(builder.insert_element(undefined, weight, ir.Constant(i32, 0)), [0] * LANES)
-            product = builder.fmul(every, eight(pixels, place), flags=("contract",))
-            total = builder.fadd(product, total, flags=("contract",))
-            place = builder.add(place, values[2])
-        total = builder.fmul(total, eight(weights, values[5]))
-        for half in (4, 2, 1):
-            total = builder.fadd(total, mixed(total, [(i + half) % LANES for i in range(LANES)]))
-        return builder.extract_element(total, ir.Constant(i32, 0))
-
-    return types.float32(flat, base, stride, table, row, column), build
-
-
 @njit(cache=True, nogil=True, fastmath={"contract"})
 def _add_warped(
     slab: Pixels, weights: Pixels, alphas: Pixels, slab_row0: int, height: int, nodes: Numbers,
     lattice: tuple[int, int, int], feather: float, floor: Pixels, table: Pixels, change: Numbers, scale: Numbers,
-    sums: tuple[Numbers, Numbers, Numbers, Pixels], row0: int, columns: tuple[int, int],
+    ease: tuple[Pixels, int, int], sums: tuple[Numbers, Numbers, Numbers, Pixels], row0: int, columns: tuple[int, int],
 ) -> None:  # fmt: skip
     """Adds a slab (C, h, W) at the places that its nodes give.
 
@@ -203,7 +152,7 @@ def _add_warped(
     flat = slab.reshape(-1)
     x_node, y_node, step = lattice
     first, last = max(columns[0], x_node * step), min(columns[1], (x_node + nodes.shape[2] - 1) * step)
-    place, found = np.empty((4, COLUMNS)), np.empty((channels, COLUMNS), np.float32)
+    place, found = np.empty((5, COLUMNS)), np.empty((channels, COLUMNS), np.float32)
     for column in range(first // COLUMNS * COLUMNS, last, COLUMNS):
         left = max(first, column)
         n = min(last, column + COLUMNS) - left
@@ -230,7 +179,7 @@ def _add_warped(
                         _mend(flat, at, span, width, place, start, end, floor, table, found, k)
             if low < high:
                 _feather(alphas, slab_row0, width, height, feather, place, low, high)
-                _sum(weights, slab_row0, place, found, low, high, change, scale, sums, r, row0, left)
+                _sum(weights, slab_row0, place, found, low, high, change, scale, ease, sums, r, row0, left)
 
 
 @njit(cache=True, nogil=True, fastmath={"contract"})
@@ -271,7 +220,7 @@ def _interpolate(
         ix, iy = int(x), int(y)
         column = np.uint64(LANES * int((x - ix) * PHASES + 0.5))
         row = np.uint64(LANES * int((y - iy) * PHASES + 0.5))
-        value = _taps(flat, np.uint64(corner + iy * width + ix), np.uint64(width), table, row, column)
+        value = taps(flat, np.uint64(corner + iy * width + ix), np.uint64(width), table, row, column)
         found[k, i] = value
         good = good and least <= value < np.inf
     return good
@@ -334,18 +283,29 @@ def _feather(
 
 
 @njit(cache=True, nogil=True, fastmath={"contract"})
+def _weigh(found: Pixels, alpha: Numbers, eased: Numbers, ease: tuple[Pixels, int, int], x0: int, y: int) -> None:
+    """alpha (n,) = 0 where a sample, (C, n), is not finite in one channel; eased = what is left, times its ease at the
+    grid's pixels (x0 ..., y)."""
+    for k in range(len(found)):
+        values = found[k]
+        for i in range(len(alpha)):
+            alpha[i] = alpha[i] if values[i] - values[i] == 0.0 else 0.0
+    ease_of(ease[0], ease[1], ease[2], x0, y, eased)
+    for i in range(len(alpha)):
+        eased[i] *= alpha[i]
+
+
+@njit(cache=True, nogil=True, fastmath={"contract"})
 def _sum(
     weights: Pixels, slab_row0: int, place: Numbers, found: Pixels, start: int, end: int, change: Numbers,
-    scale: Numbers, sums: tuple[Numbers, Numbers, Numbers, Pixels], r: int, row0: int, left: int,
+    scale: Numbers, ease: tuple[Pixels, int, int], sums: tuple[Numbers, Numbers, Numbers, Pixels], r: int, row0: int,
+    left: int,
 ) -> None:  # fmt: skip
     """Adds samples start to end, (C, n), to row r of the band, which begins at column `left` for them; what is not
     finite in one channel is in none."""
     here = slice(left + start, left + end)
-    alpha, w, alpha_sum = place[2, start:end], place[3, start:end], sums[3][r, here]
-    for k in range(len(found)):
-        values = found[k, start:end]
-        for i in range(len(alpha)):
-            alpha[i] = alpha[i] if values[i] - values[i] == 0.0 else 0.0
+    alpha, w, eased, alpha_sum = place[2, start:end], place[3, start:end], place[4, start:end], sums[3][r, here]
+    _weigh(found[:, start:end], alpha, eased, ease, left + start, row0 + r)
     for k in range(len(found)):
         values, value, weight, squared = (
             found[k, start:end],
@@ -355,7 +315,7 @@ def _sum(
         )
         gain, along, flat = change[0, k], change[2, k], change[1, k] + change[3, k] * (row0 + r)
         for i in range(len(alpha)):
-            w[i] = scale[k] * alpha[i]
+            w[i] = scale[k] * eased[i]
         if weights.size:
             for i in range(len(alpha)):
                 if alpha[i] > 0.0:
@@ -368,7 +328,7 @@ def _sum(
         for i in range(len(alpha)):
             weight[i] += w[i]
         for i in range(len(alpha)):
-            squared[i] += w[i] * alpha[i]
+            squared[i] += w[i] * eased[i]
     for i in range(len(alpha)):
         alpha_sum[i] = min(np.float32(1.0), alpha_sum[i] + np.float32(alpha[i]))
 
@@ -376,14 +336,14 @@ def _sum(
 @njit(cache=True, nogil=True, fastmath={"contract"})
 def _add_shifted(
     slab: Pixels, weights: Pixels, alphas: Pixels, slab_row0: int, height: int, shift: tuple[int, int],
-    feather: float, change: Numbers, scale: Numbers, sums: tuple[Numbers, Numbers, Numbers, Pixels], row0: int,
-    columns: tuple[int, int],
+    feather: float, change: Numbers, scale: Numbers, ease: tuple[Pixels, int, int],
+    sums: tuple[Numbers, Numbers, Numbers, Pixels], row0: int, columns: tuple[int, int],
 ) -> None:  # fmt: skip
     """Adds a slab that lies on the grid's own pixels: the grid's (x, y) is the tile's (x - shift[0], y - shift[1])."""
     width = slab.shape[2]
     first, last = max(columns[0], shift[0]), min(columns[1], shift[0] + width)
     n = max(0, last - first)
-    place = np.empty((4, n))
+    place = np.empty((5, n))
     for r in range(sums[3].shape[0]):
         y = row0 + r - shift[1]
         if not 0 <= y < height or not n:
@@ -392,12 +352,13 @@ def _add_shifted(
             place[0, i], place[1, i] = first - shift[0] + i, y
         found = slab[:, y - slab_row0, first - shift[0] : last - shift[0]]
         _feather(alphas, slab_row0, width, height, feather, place, 0, n)
-        _sum(weights, slab_row0, place, found, 0, n, change, scale, sums, r, row0, first)
+        _sum(weights, slab_row0, place, found, 0, n, change, scale, ease, sums, r, row0, first)
 
 
 @njit(cache=True, nogil=True)
 def _finish(value: Numbers, weight: Numbers, squared: Numbers, picture: Pixels, ivar: Pixels) -> None:
-    """Mean of the sums, and its inverse variance: w = alpha ivar of each tile gives (sum w)^2 / sum(alpha w)."""
+    """Mean of the sums, and its inverse variance: w = a ivar of each tile, a its (eased) alpha, gives
+    (sum w)^2 / sum(a w)."""
     channels, rows, width = value.shape
     for k in range(channels):
         for r in range(rows):

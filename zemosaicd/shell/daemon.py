@@ -97,8 +97,6 @@ class Daemon:
         executor = self._make_executor()
         try:
             self._log.info("daemon_started", version=__version__, pid=os.getpid(), state=str(self.layout.state))
-            if self.config.mosaic.two_pass_enabled:
-                self._log.warning("setting_without_effect", key="mosaic.two_pass_enabled")
             parts = self._build(journal, executor)
             self._listen(parts)
             await executor.start()

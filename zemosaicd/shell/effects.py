@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import asyncio
 from contextlib import nullcontext
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -26,9 +25,10 @@ from zemosaicd.core.events import (
     SessionPlanned,
     TileDone,
 )
-from zemosaicd.core.lifecycle import Clean, End, Instruction, MakePlan, Prepare, SessionState, StackTile
+from zemosaicd.core.lifecycle import Clean, End, Instruction, MakePlan, MergeTiles, Prepare, SessionState, StackTile
 from zemosaicd.core.modes import MODES
 from zemosaicd.core.report import build_report
+from zemosaicd.core.supertiles import parts_of_mosaic, supers_of
 from zemosaicd.model import (
     Artefact,
     ArtefactKind,
@@ -50,10 +50,17 @@ from zemosaicd.shell.rebuild import Rebuilder
 from zemosaicd.shell.retention import clean_session
 from zemosaicd.shell.sessions import SessionConfigs
 from zemosaicd.shell.space import DiskGate, frame_bytes, still_needed_bytes
-from zemosaicd.shell.tiles import FRAMES_FIRST, MAX_INTERRUPTED, TILES_AFTER, RunJob, TileMaker, not_counted
+from zemosaicd.shell.supertiles import TileMerger
+from zemosaicd.shell.tiles import (
+    FRAMES_FIRST,
+    MAX_INTERRUPTED,
+    TILES_AFTER,
+    RunJob,
+    TileMaker,
+    not_counted,
+    with_smaller_bands,
+)
 from zemosaicd.work import jobs, planfiles
-
-BAND_HALVINGS = 4
 
 
 class Effects:
@@ -79,11 +86,16 @@ class Effects:
         self._layout = layout
         self._gate = gate
         self._log = log
-        self._turns = {Prepare: asyncio.Semaphore(2 * capacity + 1), StackTile: asyncio.Semaphore(capacity)}
+        self._turns: dict[type[Instruction], asyncio.Semaphore] = {
+            Prepare: asyncio.Semaphore(2 * capacity + 1),
+            StackTile: asyncio.Semaphore(capacity),
+            MergeTiles: asyncio.Semaphore(capacity),
+        }
         self._tables: dict[tuple[str, int], CacheTable] = {}
         self._unreleased: dict[tuple[str, int], set[int]] = {}
         caches = self._rebuilder = Rebuilder(engine, self._run_into, configs, log)
         self._tiles = TileMaker(engine, run_job, configs, layout, gate, caches, log, capacity)
+        self._merger = TileMerger(engine, run_job, configs, layout, gate, log)
 
     async def perform(self, instruction: Instruction) -> None:
         """Carries out one instruction; what came of it is journalled when this returns."""
@@ -100,6 +112,8 @@ class Effects:
                 await self._plan(state)
             case StackTile():
                 await self._stack(state, instruction.tile)
+            case MergeTiles():
+                await self._merger.merge(state, instruction.tile)
             case lifecycle.MakeMosaic():
                 await self._mosaic(state, instruction.mosaic)
             case End():
@@ -195,10 +209,10 @@ class Effects:
 
     def _to_make(self, session: str, plan: Plan) -> list[ArtefactMade]:
         """The manifest's lines for tiles that are yet to be made; those that lie there are nobody's to delete (P9)."""
-        kind = MODES[plan.mode].tile_kind
-        paths = [str(self._layout.master_tile(session, t.tile, kind)) for t in plan.tiles if t.tile not in plan.made]
-        artefacts = (Artefact(path=path, kind=kind) for path in paths)
-        return [ArtefactMade(session=session, artefact=artefact) for artefact in artefacts]
+        wanted = [(MODES[plan.mode].tile_kind, t.tile) for t in plan.tiles if t.tile not in plan.made]
+        wanted += [(ArtefactKind.SUPER_TILE, number) for number in plan.supers]
+        paths = [(kind, self._layout.master_tile(session, number, kind)) for kind, number in wanted]
+        return [ArtefactMade(session=session, artefact=Artefact(path=str(p), kind=kind)) for kind, p in paths]
 
     # --- Phase 3 ---------------------------------------------------------------------------------------------------
 
@@ -248,7 +262,7 @@ class Effects:
         session, revision = state.session, state.revision
         plan = _plan_of(state)
         spec = next(m for m in plan.mosaics if m.name == name)
-        for phase in ("4", "5"):
+        for phase in ("5",) if state.merged or state.unmerged else ("4", "5"):  # Phase 4.5 came between them
             if phase != state.mode.plan_phase:
                 self._log.info("PHASE_UPDATE", session=session, phase=phase)
 
@@ -257,7 +271,7 @@ class Effects:
             await self._engine.record(*(ArtefactMade(session=session, artefact=a) for a in outputs.intended(folder)))
             staged = await asyncio.to_thread(outputs.stage, folder, revision)
             await self._engine.record(ArtefactMade(session=session, artefact=staged.artefact()))
-            made = await self._assemble(self._mosaic_job(state, spec, staged))
+            made = await with_smaller_bands(self._run, self._mosaic_job(state, spec, staged))
             self._log.info("PHASE_UPDATE", session=session, phase="6")
             report = build_report(state, spec, made.figures, outputs.cost(made), refused)
             previous = state.last_published[name].revision if name in state.last_published else 0
@@ -296,31 +310,19 @@ class Effects:
         for doubt in report["doubts"]:
             self._log.warning("mosaic_doubted", session=session, mosaic=name, **doubt)
 
-    async def _assemble(self, job: jobs.MakeMosaic) -> jobs.PhaseMade:
-        """Runs the job; without memory for its band it is tried with half the band, down to an eighth (F10)."""
-        for _ in range(BAND_HALVINGS):
-            try:
-                made: jobs.PhaseMade = await self._run(job, TILES_AFTER)
-            except MemoryError:
-                half = replace(job.settings, band_budget_bytes=job.settings.band_budget_bytes // 2)
-                job = replace(job, settings=half)
-            else:
-                return made
-        message = "no memory for a band of the mosaic: lower tiles.memory_mb or raise executor.memory_mb"
-        raise SessionFailed(Reason(rule="out_of_memory", value=job.settings.band_budget_bytes, message=message))
-
     def _mosaic_job(self, state: SessionState, spec: MosaicSpec, staged: outputs.Staged) -> jobs.MakeMosaic:
         done = {t: state.done[t] for t in spec.tiles if t in state.done}
         return jobs.MakeMosaic(
             plan_path=str(self._layout.plan_file(state.session, state.revision)),
             name=spec.name,
-            tiles=tuple((number, tile.path) for number, tile in done.items()),
+            tiles=parts_of_mosaic(spec, state.done, state.merged),
             without=tuple(sorted({f for tile in done.values() for f in tile.figures["without"]})),
             mosaic=str(staged.mosaic),
             preview=str(staged.preview),
             session=state.session,
             revision=state.revision,
             settings=self._configs.mosaic_settings(self._configs.of(state)),
+            supers=tuple((number, made.members) for number, made in supers_of(spec, state.merged).items()),
         )
 
     # --- endings ---------------------------------------------------------------------------------------------------
@@ -346,6 +348,7 @@ class Effects:
         self._log.info("PHASE_UPDATE", session=session, phase="7")
         self._tables.pop((session, revision), None)
         self._unreleased.pop((session, revision), None)
+        self._merger.forget(session, revision)
         policy = self._configs.cleanup_policy(self._configs.of(state))
         manifest = list(state.manifest.values())
         cleaned = await asyncio.to_thread(

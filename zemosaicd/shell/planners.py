@@ -25,7 +25,7 @@ class Frames:
         """All prepared frames, in the order of their paths."""
         return PlanRequest(
             frames=tuple(r.prepared for _, r in sorted(state.frames.items()) if r.prepared is not None),
-            settings=SessionConfigs.plan_settings(config),
+            settings=SessionConfigs.plan_settings(config, state.mode),
             mount_mode=config.session.mount_mode,
         )
 
@@ -91,7 +91,9 @@ class Tiles:
         """The tiles' paths."""
         paths = sorted(p for p in state.closed_set if state.frames[p].rejected is None)
         return TilesRequest(
-            paths=tuple(paths), settings=SessionConfigs.plan_settings(config), budget=SessionConfigs.budget(config)
+            paths=tuple(paths),
+            settings=SessionConfigs.plan_settings(config, state.mode),
+            budget=SessionConfigs.budget(config),
         )
 
     @staticmethod

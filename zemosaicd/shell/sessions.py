@@ -61,7 +61,7 @@ class SessionConfigs:
         return Budget(max_pixels=config.frames.max_pixels, max_bytes=config.frames.max_bytes)
 
     @staticmethod
-    def plan_settings(config: Config) -> PlanSettings:
+    def plan_settings(config: Config, mode: Mode) -> PlanSettings:
         """Phase 2's settings."""
         return PlanSettings(
             batch_cap=config.plan.batch_cap,
@@ -74,6 +74,7 @@ class SessionConfigs:
             altaz_cleanup_requested=config.tiles.altaz_cleanup_enabled,
             band_budget_bytes=config.tiles.memory_mb * 1_000_000,
             cell_size=config.plan.cell_size,
+            merge_overlap=config.mosaic.merge_overlap if config.mosaic.merge_tiles and mode.merges else 0.0,
         )
 
     @staticmethod
@@ -108,6 +109,7 @@ class SessionConfigs:
             preview=config.outputs.preview,
             preview_max_px=config.outputs.preview_max_px,
             feather_fraction=config.mosaic.feather_fraction,
+            two_pass=config.mosaic.two_pass_enabled,
             threads=config.executor.workers or os.cpu_count() or 1,
             band_budget_bytes=config.tiles.memory_mb * 1_000_000,
             budget=SessionConfigs.budget(config),

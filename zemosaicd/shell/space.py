@@ -11,7 +11,8 @@ from typing import TypeVar
 
 from zemosaicd.core.lifecycle import SessionState
 from zemosaicd.core.plan import tile_bytes
-from zemosaicd.model import FrameFacts
+from zemosaicd.core.supertiles import super_spec
+from zemosaicd.model import FrameFacts, MosaicSpec, Plan
 from zemosaicd.settings import Service
 from zemosaicd.shell.log import Logger
 
@@ -98,8 +99,15 @@ def still_needed_bytes(state: SessionState) -> int:
     """What Phases 3 to 6 have yet to write: the plan's estimate without the tiles that lie there."""
     if state.plan is None:
         return 0
-    made = sum(tile_bytes(t.grid, t.channels) for t in state.plan.tiles if t.tile in state.done)
-    return max(0, state.plan.disk_bytes - made)
+    specs = {t.tile: t for t in state.plan.tiles}
+    made = [specs[t] for t in state.done if t in specs]
+    made += [super_spec(n, [specs[t] for t in m.members], _mosaic_of(state.plan, n)) for n, m in state.merged.items()]
+    return max(0, state.plan.disk_bytes - sum(tile_bytes(t.grid, t.channels) for t in made))
+
+
+def _mosaic_of(plan: Plan, number: int) -> MosaicSpec:
+    """The mosaic that a super tile is for."""
+    return next(m for m in plan.mosaics if plan.supers[number][0] in m.tiles)
 
 
 def free_bytes(folder: Path) -> int:

@@ -11,7 +11,7 @@ from typing import Any
 from zemosaicd.core.events import JobStarted, TileDone, TileFailed
 from zemosaicd.core.lifecycle import SessionState
 from zemosaicd.core.modes import MODES
-from zemosaicd.model import FrameId, Plan, Reason, TileSpec, ZemosaicdError
+from zemosaicd.model import FrameId, Plan, Reason, SessionFailed, TileSpec, ZemosaicdError
 from zemosaicd.model import TileFailed as NoTile
 from zemosaicd.shell import outputs
 from zemosaicd.shell.engine import Engine
@@ -32,11 +32,27 @@ FRAMES_FIRST, TILES_AFTER = 0, 1
 MAX_INTERRUPTED = 5
 """A job that was begun so often without an end is a poison job, or the power is; its tile becomes a hole (F21)."""
 
+BAND_HALVINGS = 4
+
 
 async def not_counted(engine: Engine, session: str, revision: int, job: str, attempt: int) -> None:
     """Takes an attempt back that an orderly stop cut off: five drained restarts make no hole (F12)."""
     before = JobStarted(session=session, revision=revision, job=job, attempt=attempt - 1)
     await asyncio.shield(engine.record(before))
+
+
+async def with_smaller_bands(run: RunJob, job: jobs.MakeMosaic | jobs.MergeTiles) -> jobs.PhaseMade:
+    """Runs the job; without memory for its band it is tried with half the band, down to an eighth (F10)."""
+    for _ in range(BAND_HALVINGS):
+        try:
+            made: jobs.PhaseMade = await run(job, TILES_AFTER)
+        except MemoryError:
+            half = replace(job.settings, band_budget_bytes=job.settings.band_budget_bytes // 2)
+            job = replace(job, settings=half)
+        else:
+            return made
+    message = "no memory for a band: lower tiles.memory_mb or raise executor.memory_mb"
+    raise SessionFailed(Reason(rule="out_of_memory", value=job.settings.band_budget_bytes, message=message))
 
 
 class TileMaker:

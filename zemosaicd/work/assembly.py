@@ -28,6 +28,7 @@ from numpy.typing import NDArray
 from zemosaicd import sphere
 from zemosaicd.core.modes import MODES
 from zemosaicd.core.plan import union
+from zemosaicd.core.supertiles import super_spec
 from zemosaicd.model import FramePlan, Grid, LogNote, MosaicSpec, Plan, Reason, SessionFailed
 from zemosaicd.science.preview import quality, stretch
 from zemosaicd.science.tilesolve import TileSolution, solve_tiles
@@ -39,6 +40,8 @@ from zemosaicd.work.measuring import Tile, open_tile, overlaps_of
 from zemosaicd.work.meter import Meter
 from zemosaicd.work.mosaicfile import certificate_cards, frames_table, images_of
 from zemosaicd.work.planfiles import read_plan
+from zemosaicd.work.seams import seam_figures
+from zemosaicd.work.secondpass import second_pass
 from zemosaicd.work.store import publish
 
 F32 = NDArray[np.float32]
@@ -64,6 +67,9 @@ def make_mosaic(job: MakeMosaic) -> PhaseMade:
             rows=band_rows(grid, spec.channels, factor, job.settings.band_budget_bytes),
             factor=factor,
         )
+        even = None
+        if job.settings.two_pass and coadd.mode.feathers:
+            coadd, even = second_pass(coadd, threads)
         with write_fits(Path(job.mosaic), images_of(job, spec, coadd), overwrite=True) as writer:
             small = add_all(coadd, writer, threads)
             shown = pool.submit(_show, job, small)
@@ -71,7 +77,7 @@ def make_mosaic(job: MakeMosaic) -> PhaseMade:
             sharpness = float(np.median(sharp)) if sharp else math.nan
             counts = MODES[plan.mode].counts_frames
             certificate = certify(writer, grid, spec.channels, sharpness, counts_frames=counts)
-            seams = _seams(solution, tiles)
+            seams = seam_figures(solution, tiles, {n for n, _ in job.supers})
             writer.describe("", certificate_cards(certificate, seams, tiles))
             writer.table("FRAMES", frames_table(coadd.frames, tiles))
         picture = shown.result()
@@ -83,6 +89,7 @@ def make_mosaic(job: MakeMosaic) -> PhaseMade:
         "seams": seams,
         "certificate": certificate,
         "photometry": _photometry(solution, tiles),
+        "second_pass": even,
         "picture": picture,
     }
     return PhaseMade(
@@ -98,6 +105,7 @@ def _tiles(
 ) -> tuple[Grid, list[Tile]]:
     """The mosaic's grid, and the tiles on it, opened and surveyed."""
     specs = {t.tile: t for t in plan.tiles}
+    specs |= {number: super_spec(number, [specs[t] for t in members], spec) for number, members in job.supers}
     made = sorted(job.tiles)
     if not made:
         raise SessionFailed(Reason(rule="no_tiles", message=f"mosaic {job.name}: no master tile was made"))
@@ -121,35 +129,6 @@ def _frames(plan: Plan, tiles: Sequence[Tile], without: Sequence[str]) -> list[F
 
 
 # --- figures -------------------------------------------------------------------------------------------------------
-
-
-def _seams(solution: TileSolution, tiles: Sequence[Tile]) -> dict[str, Any]:
-    """The step across every overlap before and after, ADU and in sigmas of the pixel noise; the worst of them."""
-    pairs = [
-        {
-            "tiles": [tiles[s.first].spec.tile, tiles[s.second].spec.tile],
-            "blocks": s.blocks,
-            "before_adu": s.before_adu,
-            "after_adu": s.after_adu,
-            "after_sigma": s.after_sigma,
-            "uneven_adu": s.uneven_adu,
-            "stars": s.stars,
-            "gain_off_mag": s.gain_off_mag,
-            "scatter_mag": s.scatter_mag,
-            "shift_px": s.shift_px,
-        }
-        for s in solution.seams
-    ]
-    worst = max((abs(v) for s in solution.seams for v in s.after_sigma if math.isfinite(v)), default=None)
-    scatters = [v for s in solution.seams for v in s.scatter_mag if math.isfinite(v)]
-    gains = [abs(v) for s in solution.seams for v in s.gain_off_mag if math.isfinite(v)]
-    return {
-        "pairs": pairs,
-        "worst_sigma": worst,
-        "parts": solution.components,
-        "gain_off_mag": float(np.median(gains)) if gains else None,
-        "scatter_mag": float(np.median(scatters)) if scatters else None,
-    }
 
 
 def _photometry(solution: TileSolution, tiles: Sequence[Tile]) -> dict[str, Any]:
@@ -195,4 +174,7 @@ def _notes(figures: dict[str, Any], grid: Grid) -> tuple[LogNote, ...]:
         "overlaps": len(seams["pairs"]),
         "worst_seam_sigma": 0.0 if worst is None else round(worst, 3),
     }
-    return (LogNote(level="info", event="mosaic_assembled", fields=fields),)
+    notes = [LogNote(level="info", event="mosaic_assembled", fields=fields)]
+    if even := figures["second_pass"]:
+        notes.append(LogNote(level="info", event="second_pass_done", fields=even))
+    return tuple(notes)

@@ -15,8 +15,10 @@ from numpy.typing import NDArray
 
 from zemosaicd.core.modes import Mode
 from zemosaicd.model import FramePlan, Grid
-from zemosaicd.science.coadd import REACH, Slab, Sums, lanczos_table
+from zemosaicd.science.coadd import REACH, Slab, Sums
+from zemosaicd.science.easing import NO_EASE, Ease
 from zemosaicd.science.preview import block_mean
+from zemosaicd.science.sixtaps import lanczos_table
 from zemosaicd.science.tilesolve import TileCorrection
 from zemosaicd.work.fitswrite import FitsWriter
 from zemosaicd.work.framecount import FrameCount
@@ -35,7 +37,8 @@ LEAST_BANDS = 2
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Coadd:
-    """What a mosaic is added from. `rows`: of a band; `factor`: by how much the preview is smaller."""
+    """What a mosaic is added from. `rows`: of a band; `factor`: by how much the preview is smaller; `eases`: of each
+    tile, in a second pass."""
 
     grid: Grid
     channels: int
@@ -45,6 +48,7 @@ class Coadd:
     mode: Mode
     rows: int
     factor: int
+    eases: Sequence[Ease] = ()
 
     @property
     def bands(self) -> int:
@@ -84,9 +88,10 @@ def _add_bands(coadd: Coadd, writer: FitsWriter, first: int, last: int) -> F32:
     """Bands `first` to `last`, one after the other; returns the preview's rows of them."""
     grid, rows = coadd.grid, coadd.rows
     counts = FrameCount(coadd.tiles, coadd.frames, grid) if coadd.mode.counts_frames else None
-    both = zip(coadd.tiles, coadd.corrections, strict=True)
-    waiting = sorted((_TileRows(t, c) for t, c in both), key=lambda t: t.box[1])
-    active: list[_TileRows] = []
+    eases = coadd.eases or [NO_EASE] * len(coadd.tiles)
+    each = zip(coadd.tiles, coadd.corrections, eases, strict=True)
+    waiting = sorted((TileRows(t, c, e) for t, c, e in each), key=lambda t: t.box[1])
+    active: list[TileRows] = []
     small, table, sums = [], lanczos_table(), Sums(coadd.channels, min(rows, grid.height), grid.width)
     for row0 in range(first * rows, min(last * rows, grid.height), rows):
         end = min(row0 + rows, grid.height)
@@ -97,7 +102,7 @@ def _add_bands(coadd: Coadd, writer: FitsWriter, first: int, last: int) -> F32:
         for tile in active:
             slab = tile.add(sums, end, table)
             if counts is not None and slab is not None:
-                counts.add(tile.tile, slab, row0, end - row0)
+                counts.add(tile.tile, slab.row0, np.asarray(np.isfinite(slab.pixels).all(axis=0)), row0)
         small.append(block_mean(_write_band(writer, sums, counts), coadd.factor))
     for tile in active:
         tile.close()
@@ -118,11 +123,11 @@ def _write_band(writer: FitsWriter, sums: Sums, counts: FrameCount | None) -> F3
     return picture
 
 
-class _TileRows:
+class TileRows:
     """What a stretch of bands takes from one tile, with a reader of its own."""
 
-    def __init__(self, tile: Tile, correction: TileCorrection) -> None:
-        self.tile, self._correction = tile, correction
+    def __init__(self, tile: Tile, correction: TileCorrection, ease: Ease = NO_EASE) -> None:
+        self.tile, self._correction, self._ease = tile, correction, ease
         self.box, self.number = tile.placement.box, tile.spec.tile
         self._ivar = inverse_variance(tile)
         self._floor = np.array(tile.character.floor, np.float32)
@@ -142,7 +147,7 @@ class _TileRows:
         extra = {"weight": planes[WEIGHT]} if WEIGHT in planes else {}
         extra |= {"alpha": planes[ALPHA][0]} if ALPHA in planes else {}
         slab = Slab(pixels=planes[PICTURE], row0=first, feather_px=self.tile.feather_px, floor=self._floor, **extra)
-        sums.add(slab, placement, self._correction, self._ivar, table)
+        sums.add(slab, placement, self._correction, self._ivar, table, self._ease)
         return slab
 
     def over(self, row: int) -> bool:

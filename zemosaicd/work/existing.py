@@ -18,6 +18,7 @@ import numpy as np
 
 from zemosaicd.core import headers
 from zemosaicd.core.plan import Box, PlanSettings, canonical, cut, disk_bytes, lattice, mosaic_key, together
+from zemosaicd.core.supertiles import with_supers
 from zemosaicd.model import (
     FramePlan,
     Grid,
@@ -71,7 +72,7 @@ def plan_tiles(job: PlanTiles) -> PhaseMade:
             if first is not tile:
                 reason = Reason(rule="duplicate", value=first.frame.path, message="the same tile under another name")
                 left_out.append(LeftOut(frame=tile.frame.frame, path=path, reason=reason))
-    plan = make_plan(list(found.values()), left_out, request.settings)
+    plan = with_supers(make_plan(list(found.values()), left_out, request.settings), request.settings.merge_overlap)
     seconds, peak = meter.seconds, meter.peak_rss_mb
     write_plan(replace(plan, figures={"seconds": seconds, "peak_rss_mb": peak}), Path(job.plan_path))
     return PhaseMade(seconds=seconds, peak_rss_mb=peak)

@@ -199,14 +199,36 @@ class MosaicSettings:
     preview: bool = True
     preview_max_px: int = 2000
     feather_fraction: float = 0.1
+    two_pass: bool = False
     threads: int = 1
     band_budget_bytes: int = 512 << 20
     budget: Budget = field(default_factory=Budget)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class MergeTiles:
+    """Phase 4.5 for one super tile: its members (number and path) become the file `output`."""
+
+    plan_path: str
+    tile: int
+    members: tuple[tuple[int, str], ...]
+    without: tuple[FrameId, ...]
+    output: str
+    settings: MosaicSettings
+
+    def run(self) -> PhaseMade:
+        """Publishes the super tile. Raises TileFailed."""
+        from zemosaicd.work import supertiles
+
+        return supertiles.merge_tiles(self)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class MakeMosaic:
-    """Phases 4 to 6 for one mosaic: tiles (number and path) become the staged files `mosaic` and `preview`."""
+    """Phases 4 to 6 for one mosaic: tiles (number and path) become the staged files `mosaic` and `preview`.
+
+    `supers`: those of the tiles that are super tiles, and of which tiles they are.
+    """
 
     plan_path: str
     name: str
@@ -217,6 +239,7 @@ class MakeMosaic:
     session: str
     revision: int
     settings: MosaicSettings
+    supers: tuple[tuple[int, tuple[int, ...]], ...] = ()
 
     def run(self) -> PhaseMade:
         """Writes the staged files. Raises SessionFailed."""
@@ -226,7 +249,16 @@ class MakeMosaic:
 
 
 Job = (
-    ReadHeaders | PrepareFrame | RebuildCache | PlanSession | PlanTiles | PlanGrid | PlanSweep | StackTile | MakeMosaic
+    ReadHeaders
+    | PrepareFrame
+    | RebuildCache
+    | PlanSession
+    | PlanTiles
+    | PlanGrid
+    | PlanSweep
+    | StackTile
+    | MergeTiles
+    | MakeMosaic
 )
 
 

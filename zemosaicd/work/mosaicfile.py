@@ -18,6 +18,7 @@ from zemosaicd.work.coadding import Coadd
 from zemosaicd.work.fitswrite import ImageSpec
 from zemosaicd.work.jobs import MakeMosaic
 from zemosaicd.work.measuring import Tile
+from zemosaicd.work.seams import seam_cards
 
 
 def images_of(job: MakeMosaic, spec: MosaicSpec, coadd: Coadd) -> list[ImageSpec]:
@@ -49,7 +50,8 @@ def _cards(
         "FILTER": spec.filter_name,
         "INSTRUME": first.camera,
         "TELESCOP": first.telescope,
-        "NTILES": (len(tiles), "master tiles"),
+        "NTILES": (len(tiles) - len(job.supers) + sum(len(members) for _, members in job.supers), "master tiles"),
+        "NSUPER": (len(job.supers), "super tiles made of some of them"),
         "CREATOR": f"zemosaicd {__version__}",
         "SESSION": job.session,
         "REVISION": job.revision,
@@ -73,9 +75,6 @@ def certificate_cards(figures: Mapping[str, Any], seams: Mapping[str, Any], tile
     offset = [float(v) for t in tiles if (v := number(t.file.cards, "INJPOS")) is not None]
     ratio = noise.get("ratio") or [None]
     values = {
-        "SEAMSIG": (seams.get("worst_sigma"), "largest step across an overlap, in sigmas of a pixel"),
-        "PHOTOFF": (seams.get("gain_off_mag"), "[mag] star fluxes in overlaps, median difference"),
-        "PHOTSCAT": (seams.get("scatter_mag"), "[mag] star fluxes in overlaps, scatter"),
         "ASTRRMS": (stars.get("rms_arcsec"), "[arcsec] rms of stars against the catalogue"),
         "ASTRMAX": (stars.get("max_arcsec"), "[arcsec] largest of these"),
         "ASTRNUM": (stars.get("stars"), "stars that these are of"),
@@ -87,7 +86,7 @@ def certificate_cards(figures: Mapping[str, Any], seams: Mapping[str, Any], tile
         "SEENFRAC": (seen.get("seen"), "share of the picture that was seen"),
         "NOISERAT": (max(ratio, key=lambda v: abs((v or 1.0) - 1.0)), "measured noise over what WEIGHT says"),
     }
-    return {
+    return seam_cards(seams) | {
         key: (v if isinstance(v, int) or v is None else float(f"{v:.6g}"), what) for key, (v, what) in values.items()
     }
 

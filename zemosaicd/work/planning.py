@@ -17,6 +17,7 @@ from numpy.typing import NDArray
 from zemosaicd import sphere
 from zemosaicd.core import mount
 from zemosaicd.core.plan import Deal, PlanSettings, kind_of, make_plan, pointings, reference_of
+from zemosaicd.core.supertiles import with_supers
 from zemosaicd.model import (
     FrameId,
     FramePlan,
@@ -105,6 +106,7 @@ def plan_frames(request: PlanRequest, refused: Sequence[LeftOut], ways: Ways) ->
     light["trails"] = float(sum(len(f.trails) for f in frames))
     hot = _fixed_pixels(prepared, lists, {f.frame: f.wcs for f in frames})
     plan = make_plan(ways.level(frames, hot, request.settings), left_out, request.settings, ways.deal)
+    plan = with_supers(plan, request.settings.merge_overlap)
     figures = _figures(joint, fixed) | light | {"fixed_pixels": float(sum(len(p) for p in hot.values()))}
     plan = replace(plan, fixed_pixels=hot, figures=figures)
     fields: dict[str, object] = {
