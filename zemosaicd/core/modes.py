@@ -20,10 +20,11 @@ class Mode:
 
     `takes_pictures`: its input are finished pictures with a WCS, not raw frames. `counts_frames`: its tiles know how
     many frames each of their pixels has seen. `masks_tiles`: its tiles get what SPEC's section 6 says (V8). `feathers`:
-    its tiles overlap and fade into each other; else they are butted. `plans_by_pixels`: its planner reads prepared
-    frames, not only what was measured on them. `warm_up`: what a worker of it imports at once (a function of
-    work.jobs); `many_jobs`: there is work for several of them. `tile_kind`: what its tiles are to Phase 7. `success`:
-    what is logged when its mosaic is published.
+    its tiles overlap and fade into each other; else they are butted. `judges_tiles`: each of
+    them has seen a pixel too seldom to tell what is no sky, so Phase 5 judges them against each other.
+    `plans_by_pixels`: its planner reads prepared frames, not only what was measured on them. `warm_up`: what a worker
+    of it imports at once (a function of work.jobs); `many_jobs`: there is work for several of them. `tile_kind`: what
+    its tiles are to Phase 7. `success`: what is logged when its mosaic is published.
     """
 
     name: str
@@ -33,6 +34,7 @@ class Mode:
     counts_frames: bool = True
     masks_tiles: bool = False
     feathers: bool = True
+    judges_tiles: bool = False
     plans_by_pixels: bool = False
     tile_kind: ArtefactKind = ArtefactKind.MASTER_TILE
     success: str = ""
@@ -65,6 +67,8 @@ MODES: dict[str, Mode] = {
             name="sds",
             phases=("0", "1", "2", "3", "4", "5", "6", "7"),
             planner="sweeps",
+            feathers=False,
+            judges_tiles=True,
             plans_by_pixels=True,
             tile_kind=ArtefactKind.MEGA_TILE,
             success="sds_phase5_polish",

@@ -24,7 +24,8 @@ CFA_EDGE_PX, PLANE_EDGE_PX = 4.0, 1.0
 class FrameCount:
     """The counts of the band that is being added: the sum of the tiles', less what frames count that are in several."""
 
-    def __init__(self, tiles: Sequence[Tile], frames: Sequence[FramePlan], grid: Grid) -> None:
+    def __init__(self, tiles: Sequence[Tile], frames: Sequence[FramePlan], grid: Grid, *, judges: bool = False) -> None:
+        self._judges = judges
         users = Counter(f for t in tiles for f in t.spec.frames)
         self._shared = {f: n - 1 for f, n in users.items() if n > 1}
         self._frames = [f for f in frames if f.frame in self._shared]
@@ -39,14 +40,16 @@ class FrameCount:
             raise ValueError(f"tile {tile.spec.tile} does not lie on the mosaic's lattice")
         last = slab.row0 + slab.pixels.shape[1]
         counted = tile.file.rows(slab.row0, last, COVERAGE)[0].astype(np.int64)
-        counted[~np.isfinite(slab.pixels).all(axis=0)] = 0
+        empty = ~np.isfinite(slab.pixels).all(axis=0)
+        judged = np.where(empty, counted, 0) if self._judges else 0  # what other tiles did not confirm
+        counted[empty] = 0
         left, right = max(0, shift[0]), min(self._grid.width, shift[0] + tile.file.width)
         top = slab.row0 + shift[1] - row0
         here = slice(top, top + len(counted)), slice(left, right)
         columns = slice(left - shift[0], right - shift[0])
         self._counts.append((*here, counted[:, columns]))
         if tile.file.has(REJECTED):
-            lost = tile.file.rows(slab.row0, last, REJECTED)[0].astype(np.int64)
+            lost = tile.file.rows(slab.row0, last, REJECTED)[0].astype(np.int64) + judged
             self._rejected.append((*here, lost[:, columns]))
 
     def finish(self, row0: int, rows: int) -> tuple[NDArray[np.uint16], NDArray[np.uint16]]:
