@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+from zemosaicd.core.course import Course
 from zemosaicd.model import ArtefactKind
 
 PHASES = ("0", "1", "2", "3", "4", "4.5", "5", "6", "7")
@@ -105,13 +106,21 @@ class Choice:
     why: str
 
 
-def choose(*, tiles: int = 0, frames: int = 0, stack_plans: tuple[str, ...] = ()) -> Choice:
-    """The mode of a session that shall find it out: of master tiles alone, of raw frames with a plan, or without.
+def choose(
+    *, tiles: int = 0, frames: int = 0, stack_plans: tuple[str, ...] = (), course: Course | None = None
+) -> Choice:
+    """The mode of a session that shall find it out: of master tiles alone, of raw frames with a plan, or without one by
+    how the telescope went.
 
-    Raw frames outweigh tiles: a stack that lies beside the frames that it was made of is not stacked again (C2).
+    Raw frames outweigh tiles: a stack that lies beside the frames that it was made of is not stacked again (C2). A plan
+    outweighs the course: somebody wrote it.
     """
     if tiles >= LEAST_TILES and not frames:
         return Choice(mode="existing", why="master tiles and no raw frame")
     if stack_plans:
         return Choice(mode="grid", why=f"there is a plan: {', '.join(stack_plans)}")
-    return Choice(mode=DEFAULT, why="raw frames without a plan")
+    if course is None:
+        return Choice(mode=DEFAULT, why="raw frames without a plan")
+    if course.sweeps:
+        return Choice(mode="sds", why=f"the telescope swept: {course}")
+    return Choice(mode=DEFAULT, why=f"raw frames without a plan, no sweep: {course}")
