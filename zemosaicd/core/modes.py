@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+from zemosaicd.core.course import Course
 from zemosaicd.model import ArtefactKind
 
 PHASES = ("0", "1", "2", "3", "4", "4.5", "5", "6", "7")
@@ -20,10 +21,11 @@ class Mode:
 
     `takes_pictures`: its input are finished pictures with a WCS, not raw frames. `counts_frames`: its tiles know how
     many frames each of their pixels has seen. `masks_tiles`: its tiles get what SPEC's section 6 says (V8). `feathers`:
-    its tiles overlap and fade into each other; else they are butted. `plans_by_pixels`: its planner reads prepared
-    frames, not only what was measured on them. `warm_up`: what a worker of it imports at once (a function of
-    work.jobs); `many_jobs`: there is work for several of them. `tile_kind`: what its tiles are to Phase 7. `success`:
-    what is logged when its mosaic is published.
+    its tiles overlap and fade into each other; else they are butted. `judges_tiles`: each of
+    them has seen a pixel too seldom to tell what is no sky, so Phase 5 judges them against each other.
+    `plans_by_pixels`: its planner reads prepared frames, not only what was measured on them. `warm_up`: what a worker
+    of it imports at once (a function of work.jobs); `many_jobs`: there is work for several of them. `tile_kind`: what
+    its tiles are to Phase 7. `success`: what is logged when its mosaic is published.
     """
 
     name: str
@@ -33,6 +35,7 @@ class Mode:
     counts_frames: bool = True
     masks_tiles: bool = False
     feathers: bool = True
+    judges_tiles: bool = False
     plans_by_pixels: bool = False
     tile_kind: ArtefactKind = ArtefactKind.MASTER_TILE
     success: str = ""
@@ -75,6 +78,8 @@ MODES: dict[str, Mode] = {
             name="sds",
             phases=("0", "1", "2", "3", "4", "4.5", "5", "6", "7"),
             planner="sweeps",
+            feathers=False,
+            judges_tiles=True,
             plans_by_pixels=True,
             tile_kind=ArtefactKind.MEGA_TILE,
             success="sds_phase5_polish",
@@ -111,13 +116,21 @@ class Choice:
     why: str
 
 
-def choose(*, tiles: int = 0, frames: int = 0, stack_plans: tuple[str, ...] = ()) -> Choice:
-    """The mode of a session that shall find it out: of master tiles alone, of raw frames with a plan, or without.
+def choose(
+    *, tiles: int = 0, frames: int = 0, stack_plans: tuple[str, ...] = (), course: Course | None = None
+) -> Choice:
+    """The mode of a session that shall find it out: of master tiles alone, of raw frames with a plan, or without one by
+    how the telescope went.
 
-    Raw frames outweigh tiles: a stack that lies beside the frames that it was made of is not stacked again (C2).
+    Raw frames outweigh tiles: a stack that lies beside the frames that it was made of is not stacked again (C2). A plan
+    outweighs the course: somebody wrote it.
     """
     if tiles >= LEAST_TILES and not frames:
         return Choice(mode="existing", why="master tiles and no raw frame")
     if stack_plans:
         return Choice(mode="grid", why=f"there is a plan: {', '.join(stack_plans)}")
-    return Choice(mode=DEFAULT, why="raw frames without a plan")
+    if course is None:
+        return Choice(mode=DEFAULT, why="raw frames without a plan")
+    if course.sweeps:
+        return Choice(mode="sds", why=f"the telescope swept: {course}")
+    return Choice(mode=DEFAULT, why=f"raw frames without a plan, no sweep: {course}")

@@ -55,29 +55,32 @@ def _warning(event: str, reason: str) -> LogNote:
 
 
 def batches_of(frames: Sequence[FramePlan], box: Box, base: Wcs) -> list[list[FramePlan]]:
-    """Frames (in time order) in batches of 10, or as many more as it needs, that each cover 92 % of the field; the last
-    may have 5.
-
-    The field is what all frames together see. [] if not even one batch covers it.
-    """
+    """Frames (in time order) in batches (`in_batches`) that each cover the field: what all frames together see."""
     seen = [points_in(convex_hull(outline(f, base, 0.0)), box) for f in frames]
+    return [list(frames[first:last]) for first, last in in_batches(seen)]
+
+
+def in_batches(seen: Sequence[int]) -> list[tuple[int, int]]:
+    """First and last + 1 of batches of 10 frames, or as many more as it needs, that each cover 92 % of the field; the
+    last may have 5, and what is left over joins it.
+
+    `seen`: the points that each frame sees, a bit each. [] if not even one batch covers all that they see together.
+    """
     field = 0
     for mask in seen:
         field |= mask
     enough = LEAST_COVERED * field.bit_count()
-    done: list[list[FramePlan]] = []
-    batch: list[FramePlan] = []
-    covered = 0
-    for frame, mask in zip(frames, seen, strict=True):
-        batch.append(frame)
+    done: list[tuple[int, int]] = []
+    first, covered = 0, 0
+    for last, mask in enumerate(seen, 1):
         covered |= mask
-        if len(batch) >= TARGET_FRAMES and covered.bit_count() >= enough:
-            done.append(batch)
-            batch, covered = [], 0
-    if len(batch) >= LEAST_FRAMES and covered.bit_count() >= enough:
-        done.append(batch)
+        if last - first >= TARGET_FRAMES and covered.bit_count() >= enough:
+            done.append((first, last))
+            first, covered = last, 0
+    if len(seen) - first >= LEAST_FRAMES and covered.bit_count() >= enough:
+        done.append((first, len(seen)))
     elif done:
-        done[-1] = done[-1] + batch
+        done[-1] = done[-1][0], len(seen)
     return done
 
 

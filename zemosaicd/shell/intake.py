@@ -13,6 +13,7 @@ from functools import partial
 from pathlib import Path
 
 from zemosaicd.checks import ConfigError
+from zemosaicd.core.course import course_of
 from zemosaicd.core.events import Event, FrameAssigned, FrameRejected, SessionOpened
 from zemosaicd.core.intake import Settled
 from zemosaicd.core.lifecycle import SessionState
@@ -140,14 +141,16 @@ class FrameIntake:
         return [replace(a, incomplete=a.incomplete or a.tile is not None) for a in answers]
 
     async def settle_mode(self, state: SessionState) -> None:
-        """Before a session closes: whether its raw frames have a plan, where it shall find that out itself."""
+        """Before a session closes: whether its raw frames have a plan or are a sweep, where it shall find that out."""
         opened = state.opened
         if opened is None or not state.mode.prepares or not self._configs.auto(opened.settings):
             return
         folders = folders_of(state.frames, opened.whole_folder)
         plans = [str(Path(folder) / STACK_PLAN) for folder in folders]
         there = await asyncio.to_thread(lambda: tuple(p for p in plans if Path(p).is_file()))
-        choice = choose(frames=len(state.frames), stack_plans=there)
+        facts = [record.facts for record in state.frames.values() if record.rejected is None]
+        course = await asyncio.to_thread(course_of, facts)
+        choice = choose(frames=len(state.frames), stack_plans=there, course=course)
         if (opened.mode, opened.why) != (choice.mode, choice.why):
             await self._engine.record(replace(opened, mode=choice.mode, why=choice.why))
         self._log.info("mode_chosen", session=state.session, mode=choice.mode, reason=choice.why)

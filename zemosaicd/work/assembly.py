@@ -36,6 +36,7 @@ from zemosaicd.work.certificate import certify
 from zemosaicd.work.coadding import Coadd, add_all, band_rows
 from zemosaicd.work.fitswrite import OWN_BUDGET, write_fits
 from zemosaicd.work.jobs import MakeMosaic, PhaseMade
+from zemosaicd.work.judging import judgement_of
 from zemosaicd.work.measuring import Tile, open_tile, overlaps_of
 from zemosaicd.work.meter import Meter
 from zemosaicd.work.mosaicfile import certificate_cards, frames_table, images_of
@@ -57,15 +58,18 @@ def make_mosaic(job: MakeMosaic) -> PhaseMade:
         grid, tiles = _tiles(plan, spec, job, files, pool)
         solution = solve_tiles(overlaps_of(tiles, pool.map), [t.extent for t in tiles], spec.channels)
         factor = max(1, -(-max(grid.width, grid.height) // job.settings.preview_max_px))
+        frames = _frames(plan, tiles, job.without)
+        judges = MODES[plan.mode].judges_tiles
         coadd = Coadd(
             grid=grid,
             channels=spec.channels,
             tiles=tiles,
             corrections=solution.tiles,
-            frames=_frames(plan, tiles, job.without),
+            frames=frames,
             mode=MODES[plan.mode],
-            rows=band_rows(grid, spec.channels, factor, job.settings.band_budget_bytes),
+            rows=band_rows(grid, spec.channels, factor, job.settings.band_budget_bytes, len(tiles) if judges else 0),
             factor=factor,
+            judgement=judgement_of(frames, plan.frames[tiles[0].spec.reference]) if judges else None,
         )
         even = None
         if job.settings.two_pass and coadd.mode.feathers:

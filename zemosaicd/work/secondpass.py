@@ -80,8 +80,10 @@ def _stripes(coadd: Coadd, stripes: Sequence[int], shares: Sequence[Share], seen
         for reader, share in zip(readers, shares, strict=True):
             if reader.box[1] >= end or reader.over(row0) or not share.share.size:
                 continue
-            if reader.add(sums, end, table) is None:
+            slab = reader.read(row0, end)
+            if slab is None:
                 continue
+            reader.add(sums, slab, table)
             columns = share.x_block * BLOCK_PX, min(grid.width, (share.x_block + share.share.shape[1]) * BLOCK_PX)
             parts.append((share, block_sums(sums.weight[:, :, columns[0] : columns[1]])))
             total[:, :, share.x_block : share.x_block + share.share.shape[1]] += parts[-1][1]

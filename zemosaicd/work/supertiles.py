@@ -175,7 +175,8 @@ def _band(
     alpha = np.empty((len(readers), bottom - top, width), np.float32)
     for i, reader in enumerate(readers):
         sums.begin(top, bottom - top)
-        reader.add(sums, bottom, table)
+        if (slab := reader.read(top, bottom)) is not None:
+            reader.add(sums, slab, table)
         samples[i], ivar[i] = sums.finish()
         alpha[i] = sums.alpha
     return merge(samples, ivar, alpha, halo)
