@@ -16,7 +16,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from zemosaicd import sphere
-from zemosaicd.core.plan import Box, PlanSettings, cut, kind_of, lattice, pointings, window
+from zemosaicd.core.canvas import Box, cut, lattice, window
+from zemosaicd.core.plan import PlanSettings, kind_of, pointings
 from zemosaicd.model import FramePlan, FrameSky, Grid, Plan, TileSpec, Wcs
 from zemosaicd.science.photometry import frame_scales
 from zemosaicd.work import members
