@@ -37,7 +37,10 @@ class FrameCount:
         self._rejected: list[tuple[slice, slice, NDArray[np.int64]]] = []
 
     def add(self, tile: Tile, slab: Slab, row0: int, rows: int) -> None:
-        """Takes up a tile's part of the band; of one that is interpolated, what its nearest pixels have seen."""
+        """Takes up a tile's part of the band; of one that is interpolated, what its nearest pixels have seen.
+
+        So a count is one off, at most, on the pixels on which the edge of a frame that tiles share lies.
+        """
         shift = tile.placement.shift
         last = slab.row0 + slab.pixels.shape[1]
         counted = tile.file.rows(slab.row0, last, COVERAGE)[0].astype(np.int64)
