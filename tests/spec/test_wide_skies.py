@@ -10,15 +10,21 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from astropy.io import fits
 
 from tests import scenes, strangers, values, wide
+from tests.nights import Night, Place, drop, night
+from tests.spec.test_planning import NIGHT, run
 from zemosaicd import sphere
 from zemosaicd.core import canvas
 from zemosaicd.core.canvas import box_of, union
 from zemosaicd.core.plan import PlanSettings, shares_of
 from zemosaicd.model import FramePlan, Plan
+from zemosaicd.work import planfiles
+from zemosaicd.work.jobs import PlanSweep
 
 COLUMNS, ROWS = 6, 4
+FIELD = Night(cols=2, rows=2, frames=6, width=480, height=640, scale_arcsec=5.0, dither_px=5.0)
 
 SKIES = [
     pytest.param(20.0, 90.0, "auto", "ZEA", id="north_pole-auto"),
@@ -200,3 +206,36 @@ def test_what_is_said_of_projection_and_islands_I6() -> None:
     assert notes[0].fields["projection"] == "ZEA"
     assert notes[1].fields["parts"] == 3
     assert len(shares_of(frames, PlanSettings(sparse_limit=1e9))[0]) == 1
+
+
+# --- other modes ---------------------------------------------------------------------------------------------------
+
+
+def test_D3_cells_need_a_tangent_plane_and_give_way_to_master_tiles_I6(tmp_path: Path) -> None:
+    """`process` in mode grid with another projection: a mosaic of master tiles in it, and log and report say why."""
+    place = Place(tmp_path, ("session.mode=grid", "mosaic.projection=ZEA"))
+    drop(night(FIELD), place.incoming)
+    assert place.process() == 0
+    report = place.report()
+    assert (report["mode"], report["verdict"]) == ("classic", "good")
+    assert report["projection"] == {"name": "ZEA", "reason": "mosaic.projection"}
+    assert report["islands"] == 1
+    assert report["certificate"]["injected"]["flux_worst"] == pytest.approx(1.0, abs=0.05)
+    (line,) = place.events("mosaic_projection")
+    assert line["projection"] == "ZEA"
+    assert len(place.events("grid_mode_wide_fallback_mastertiles")) == 1
+    with fits.open(place.mosaic()) as hdus:
+        assert [h.header["CTYPE1"] for h in hdus if h.is_image] == ["RA---ZEA"] * 5
+    assert place.leftovers() == []
+
+
+def test_D2_mega_tiles_need_a_tangent_plane_and_give_way_to_master_tiles_I6(tmp_path: Path) -> None:
+    """Phase 2 of mode SDS with another projection plans what classic plans, and the sentence of the step back says
+    why."""
+    frames = planfiles.PlanRequest(frames=tuple(NIGHT), settings=PlanSettings(projection="HPX"), mount_mode="auto")
+    planfiles.write_request(frames, tmp_path / "frames.json")
+    made = PlanSweep(frames_path=str(tmp_path / "frames.json"), plan_path=str(tmp_path / "plan.json")).run()
+    plan = planfiles.read_plan(tmp_path / "plan.json")
+    classic, _ = run(tmp_path / "classic", NIGHT, projection="HPX")
+    assert (plan.mode, plan.tiles, plan.mosaics) == ("classic", classic.tiles, classic.mosaics)
+    assert [n.event for n in made.notes if n.level == "warning"] == ["sds_and_mosaic_first_failed_fallback_mastertiles"]
