@@ -313,7 +313,7 @@ def plan_of(tiles: Path, folder: Path) -> Grid:
     paths = tuple(sorted(str(p) for p in tiles.iterdir()))
     write_request(TilesRequest(paths=paths, settings=PlanSettings(), budget=Budget()), folder / "tiles.json")
     PlanTiles(tiles_path=str(folder / "tiles.json"), plan_path=str(folder / "plan.json")).run()
-    from zemosaicd.core.plan import union
+    from zemosaicd.core.canvas import union
 
     plan = read_plan(folder / "plan.json")
     return union((t.grid for t in plan.tiles), plan.mosaics[0].lattice)

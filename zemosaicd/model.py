@@ -79,10 +79,11 @@ class Fingerprint:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Wcs:
-    """A plain TAN (gnomonic) world coordinate system (Calabretta & Greisen 2002), ICRS.
+    """A plain world coordinate system (Calabretta & Greisen 2002), ICRS: TAN (gnomonic) for all but wide mosaics.
 
-    `ra_deg, dec_deg`: the tangent point; `x_px, y_px`: its 0-based pixel position; `cd`: (CD1_1, CD1_2, CD2_1, CD2_2)
-    in degrees a pixel, from pixel offsets to (xi east, eta north).
+    `ra_deg, dec_deg`: the reference (tangent) point; `x_px, y_px`: its 0-based pixel position; `cd`: (CD1_1, CD1_2,
+    CD2_1, CD2_2) in degrees a pixel, from pixel offsets to (xi east, eta north). `projection`: TAN, ZEA, CAR or HPX;
+    the last two have their native equator through the reference point, eastwards (zemosaicd.sphere).
     """
 
     ra_deg: float
@@ -90,6 +91,7 @@ class Wcs:
     x_px: float
     y_px: float
     cd: tuple[float, float, float, float]
+    projection: str = "TAN"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -309,13 +311,20 @@ class TileSpec:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class MosaicSpec:
-    """One mosaic to be made: its lattice (every tile's grid is a window of it) and its tiles."""
+    """One mosaic to be made: its lattice and its tiles.
+
+    On a TAN lattice every tile's grid is a window of it; on another each tile has a tangent plane of its own, and Phase
+    5 interpolates it. `projection_reason`: why it is this one. `parts`: of how many islands it is made, which share no
+    sky.
+    """
 
     name: str
     filter_name: str
     channels: int
     lattice: Wcs
     tiles: tuple[int, ...]
+    projection_reason: str = ""
+    parts: int = 1
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

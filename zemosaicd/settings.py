@@ -171,6 +171,12 @@ class MosaicTable:
         0.1, "Width of the blend at a tile's edge.", unit="of the tile's short side", low=0, high=0.5
     )
     orientation: Literal["auto", "north"] = key("auto", "As the frames lie (least empty area), or north up.")
+    projection: Literal["auto", "TAN", "ZEA", "CAR", "HPX"] = key(
+        "auto", "The mosaic's projection; auto: TAN until it stretches areas by 10 % (28 degrees across), then ZEA."
+    )
+    islands: Literal["one", "several"] = key(
+        "one", "Tiles that share no sky with the others: in one mosaic with them, or each part in a mosaic of its own."
+    )
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

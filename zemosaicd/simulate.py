@@ -132,13 +132,16 @@ class SimulatedFrame:
     trail: bool
 
 
-def simulate(night: Night, folder: Path, progress: Callable[[int, int], None] | None = None) -> list[SimulatedFrame]:
+def simulate(
+    night: Night, folder: Path, progress: Callable[[int, int], None] | None = None, sky: Sky | None = None
+) -> list[SimulatedFrame]:
     """Write the night's frames into `folder` (made if need be) as uint16 FITS; `progress(done, total)` after each.
 
-    A frame appears under its final name only when it is whole. Existing files of the same names are replaced.
+    A frame appears under its final name only when it is whole. Existing files of the same names are replaced. `sky`:
+    that of another night, which another camera has seen too; None: the night's own.
     """
     folder.mkdir(parents=True, exist_ok=True)
-    sky = sky_of(night)
+    sky = sky or sky_of(night)
     done = []
     for index in range(night.count):
         truth = plan_frame(night, index, folder)

@@ -1,14 +1,18 @@
-"""Geometry on the sphere and in the tangent plane, in plain Python floats.
+"""Geometry on the sphere, in the tangent plane and in the planes of wide mosaics, in plain Python floats.
 
 A TAN image maps pixel (x, y) to the direction `M @ (x, y, 1)` with one 3x3 matrix M, so two TAN images are related by
 the homography `inverse(M_b) @ M_a`, exactly (Hartley & Zisserman 2004, 2.3; Calabretta & Greisen 2002). Everything
 that places frames, tiles and mosaics on the sky goes through these few functions; nothing here knows arrays or disk.
+
+Wide mosaics (model.Wcs.projection) are ZEA, CAR (Calabretta & Greisen 2002, 5.1.7, 5.2.3) or HPX (Calabretta &
+Roukema 2007, H = 4, K = 3). All are centred where the mosaic is: native coordinates are those of (east, north, centre)
+at the reference point, so no mosaic has a pole or the RA wrap in its way. `science.projections` is the same for arrays.
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 
 from zemosaicd.model import Distortion, Grid, Wcs
 
@@ -16,6 +20,12 @@ Vector = tuple[float, float, float]
 Matrix = tuple[float, float, float, float, float, float, float, float, float]
 """A 3x3 matrix, row by row."""
 
+TAN, ZEA, CAR, HPX = "TAN", "ZEA", "CAR", "HPX"
+PROJECTIONS = (TAN, ZEA, CAR, HPX)
+HPX_BELT = 2.0 / 3.0
+"""Sine of the native latitude up to which HPX is one piece, a cylindrical equal-area map; beyond are its gores."""
+HPX_AREA = 3.0 * math.pi / 8.0
+"""A square degree of sky in square degrees of HPX's plane."""
 ARCSEC_RAD = math.pi / 180.0 / 3600.0
 INVERSE_ROUNDS = 40
 
@@ -87,7 +97,9 @@ def apply_plane(m: Matrix, x: float, y: float) -> tuple[float, float]:
 
 
 def sky_matrix(wcs: Wcs) -> Matrix:
-    """The matrix M with direction = M @ (x, y, 1) for 0-based pixels of a TAN image."""
+    """The matrix M with direction = M @ (x, y, 1) for 0-based pixels of a TAN image. ValueError for another."""
+    if wcs.projection != TAN:
+        raise ValueError(f"{wcs.projection} is no tangent plane")
     east, north, centre = tangent_basis(wcs.ra_deg, wcs.dec_deg)
     c11, c12, c21, c22 = (math.radians(c) for c in wcs.cd)
     rows = []
@@ -107,27 +119,117 @@ def homography(source: Wcs, target: Wcs) -> Matrix:
 
 
 def pixel_to_sky(wcs: Wcs, x: float, y: float) -> Vector:
-    """Direction (not normalised) of a 0-based pixel position."""
-    return apply(sky_matrix(wcs), x, y)
+    """Direction (not normalised) of a 0-based pixel position. ValueError where the projection has no sky."""
+    if wcs.projection == TAN:
+        return apply(sky_matrix(wcs), x, y)
+    if (v := sky_at(wcs, x, y)) is None:
+        raise ValueError(f"there is no sky at pixel ({x:g}, {y:g}) of this {wcs.projection} image")
+    return v
+
+
+def sky_at(wcs: Wcs, x: float, y: float) -> Vector | None:
+    """Direction of a 0-based pixel position; None where the projection has no sky."""
+    if wcs.projection == TAN:
+        return apply(sky_matrix(wcs), x, y)
+    c11, c12, c21, c22 = wcs.cd
+    dx, dy = x - wcs.x_px, y - wcs.y_px
+    native = _FROM_PLANE[wcs.projection](math.radians(c11 * dx + c12 * dy), math.radians(c21 * dx + c22 * dy))
+    if native is None:
+        return None
+    axes = tangent_basis(wcs.ra_deg, wcs.dec_deg)
+    x, y, z = (sum(a * axis[i] for a, axis in zip(native, axes, strict=True)) for i in range(3))
+    return x, y, z
 
 
 def sky_to_pixel(wcs: Wcs, v: Vector) -> tuple[float, float] | None:
-    """0-based pixel position of a direction; None on the far side of the sphere."""
+    """0-based pixel position of a direction; None on the far side of the sphere (of ZEA: opposite its centre)."""
     east, north, centre = tangent_basis(wcs.ra_deg, wcs.dec_deg)
     depth = sum(a * b for a, b in zip(centre, v, strict=True))
-    if depth <= 0.0:
-        return None
-    xi = math.degrees(sum(a * b for a, b in zip(east, v, strict=True)) / depth)
-    eta = math.degrees(sum(a * b for a, b in zip(north, v, strict=True)) / depth)
+    if wcs.projection == TAN:
+        if depth <= 0.0:
+            return None
+        xi = math.degrees(sum(a * b for a, b in zip(east, v, strict=True)) / depth)
+        eta = math.degrees(sum(a * b for a, b in zip(north, v, strict=True)) / depth)
+    else:
+        length = math.hypot(*v)
+        e, n = (sum(a * b for a, b in zip(axis, v, strict=True)) / length for axis in (east, north))
+        plane = _TO_PLANE[wcs.projection](e, n, depth / length)
+        if plane is None:
+            return None
+        xi, eta = math.degrees(plane[0]), math.degrees(plane[1])
     c11, c12, c21, c22 = wcs.cd
     det = c11 * c22 - c12 * c21
     return wcs.x_px + (c22 * xi - c12 * eta) / det, wcs.y_px + (c11 * eta - c21 * xi) / det
 
 
+# --- planes of wide mosaics: (east, north, centre) parts of a unit vector <-> (x, y) in radians -------------------
+
+
+def _zea(e: float, n: float, c: float) -> tuple[float, float] | None:
+    if 1.0 + c <= 1e-12:
+        return None
+    stretch = math.sqrt(2.0 / (1.0 + c))
+    return e * stretch, n * stretch
+
+
+def _zea_back(x: float, y: float) -> Vector | None:
+    square = x * x + y * y
+    if square > 4.0:
+        return None
+    stretch = math.sqrt(1.0 - square / 4.0)
+    return x * stretch, y * stretch, 1.0 - square / 2.0
+
+
+def _car(e: float, n: float, c: float) -> tuple[float, float] | None:
+    return math.atan2(e, c), math.atan2(n, math.hypot(e, c))
+
+
+def _car_back(x: float, y: float) -> Vector | None:
+    if abs(x) > math.pi or abs(y) > math.pi / 2:
+        return None
+    return math.cos(y) * math.sin(x), math.sin(y), math.cos(y) * math.cos(x)
+
+
+def _hpx(e: float, n: float, c: float) -> tuple[float, float] | None:
+    longitude = math.atan2(e, c)
+    if abs(n) <= HPX_BELT:
+        return longitude, HPX_AREA * n
+    # 1 - |n| without the loss of digits beside the native pole.
+    sigma = math.sqrt(3.0 * (e * e + c * c) / (1.0 + abs(n)))
+    gore = _gore(longitude)
+    return gore + (longitude - gore) * sigma, math.copysign(math.pi / 4.0 * (2.0 - sigma), n)
+
+
+def _hpx_back(x: float, y: float) -> Vector | None:
+    if abs(x) > math.pi or abs(y) > math.pi / 2:
+        return None
+    n, longitude = y / HPX_AREA, x
+    around = math.sqrt(max(0.0, 1.0 - n * n))
+    if abs(n) > HPX_BELT:
+        sigma = 2.0 - 4.0 / math.pi * abs(y)
+        gore = _gore(x)
+        if abs(x - gore) > math.pi / 4.0 * sigma:
+            return None
+        less = sigma * sigma / 3.0
+        n, around = math.copysign(1.0 - less, y), math.sqrt(less * (2.0 - less))
+        longitude = gore + ((x - gore) / sigma if sigma > 0.0 else 0.0)
+    return around * math.sin(longitude), n, around * math.cos(longitude)
+
+
+def _gore(longitude: float) -> float:
+    """The middle of the polar gore of HPX that a longitude (or x) of [-pi, pi] is in."""
+    number = min(3, math.floor((longitude + math.pi) / (math.pi / 2.0)))
+    return (2 * number + 1) * math.pi / 4.0 - math.pi
+
+
+_TO_PLANE: dict[str, Callable[[float, float, float], tuple[float, float] | None]] = {ZEA: _zea, CAR: _car, HPX: _hpx}
+_FROM_PLANE: dict[str, Callable[[float, float], Vector | None]] = {ZEA: _zea_back, CAR: _car_back, HPX: _hpx_back}
+
+
 def scale_arcsec(wcs: Wcs) -> float:
-    """Pixel scale: square root of the pixel's solid angle at the tangent point."""
+    """Pixel scale: square root of the pixel's solid angle at the reference point."""
     c11, c12, c21, c22 = wcs.cd
-    return 3600.0 * math.sqrt(abs(c11 * c22 - c12 * c21))
+    return 3600.0 * math.sqrt(abs(c11 * c22 - c12 * c21) / (HPX_AREA if wcs.projection == HPX else 1.0))
 
 
 def corners(width: int, height: int) -> tuple[tuple[float, float], ...]:
@@ -136,7 +238,7 @@ def corners(width: int, height: int) -> tuple[tuple[float, float], ...]:
 
 
 def footprint(grid: Grid) -> tuple[Vector, ...]:
-    """Directions of the four outer corners of a grid."""
+    """Directions of the four outer corners of a grid on a tangent plane."""
     m = sky_matrix(grid.wcs)
     return tuple(apply(m, x, y) for x, y in corners(grid.width, grid.height))
 
@@ -175,14 +277,16 @@ def ideal_pixel(distortion: Distortion, x: float, y: float) -> tuple[float, floa
 
 
 def field_radius_deg(grid: Grid) -> float:
-    """Angle from the centre of a grid to its farthest corner."""
-    centre = pixel_to_sky(grid.wcs, (grid.width - 1) / 2, (grid.height - 1) / 2)
-    return max(separation_deg(centre, c) for c in footprint(grid))
+    """Angle from the centre of a grid to its farthest corner; 180 where a corner of a wide one is beyond the sky."""
+    centre = centre_of(grid)
+    ends = [sky_at(grid.wcs, x, y) for x, y in corners(grid.width, grid.height)]
+    return max(180.0 if end is None else separation_deg(centre, end) for end in ends)
 
 
 def centre_of(grid: Grid) -> Vector:
-    """Direction of the centre of a grid."""
-    return pixel_to_sky(grid.wcs, (grid.width - 1) / 2, (grid.height - 1) / 2)
+    """Direction of the centre of a grid; of the reference point if a wide one has no sky there."""
+    middle = sky_at(grid.wcs, (grid.width - 1) / 2, (grid.height - 1) / 2)
+    return direction(grid.wcs.ra_deg, grid.wcs.dec_deg) if middle is None else middle
 
 
 def position_angle_deg(wcs: Wcs) -> float:

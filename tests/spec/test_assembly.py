@@ -18,7 +18,7 @@ from astropy.wcs import WCS
 
 from tests import scenes, values
 from zemosaicd import sphere
-from zemosaicd.core.plan import cut, union
+from zemosaicd.core.canvas import cut, union
 from zemosaicd.model import FramePlan, Grid, Plan, SessionFailed, Wcs
 
 W, H = 160, 120

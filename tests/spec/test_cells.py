@@ -11,8 +11,9 @@ from hypothesis import strategies as st
 
 from tests import values
 from zemosaicd import codec, sphere
+from zemosaicd.core.canvas import box_of, union
 from zemosaicd.core.cells import SURE_PX, deal_cells, divide, meets
-from zemosaicd.core.plan import PlanSettings, box_of, kind_of, make_plan, union
+from zemosaicd.core.plan import PlanSettings, kind_of, make_plan
 from zemosaicd.model import FramePlan, Plan
 
 

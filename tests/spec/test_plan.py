@@ -17,7 +17,8 @@ from hypothesis import strategies as st
 from tests import values
 from zemosaicd import codec, sphere
 from zemosaicd.core import plan as planner
-from zemosaicd.core.plan import PlanSettings, batches, box_of, kind_of, lattice, make_plan, pointings, union, window
+from zemosaicd.core.canvas import box_of, lattice, union, window
+from zemosaicd.core.plan import PlanSettings, batches, kind_of, make_plan, pointings
 from zemosaicd.model import FramePlan, Grid, LeftOut, MountMode, Reason, TileSpec, Wcs
 from zemosaicd.science import combine
 

@@ -14,7 +14,8 @@ from hypothesis import strategies as st
 from tests import values
 from tests.nights import Night, Place, drop, night
 from tests.spec.test_grid_mode import star_ratios
-from zemosaicd.core.plan import canonical, convex_hull, lattice, window
+from zemosaicd.core.canvas import convex_hull, lattice, window
+from zemosaicd.core.plan import canonical
 from zemosaicd.core.sweeps import LEAST_COVERED, LEAST_FRAMES, RASTER, TARGET_FRAMES, batches_of, points_in
 from zemosaicd.model import FramePlan
 

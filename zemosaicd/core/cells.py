@@ -12,7 +12,8 @@ from collections.abc import Iterable, Sequence
 from itertools import pairwise
 
 from zemosaicd import sphere
-from zemosaicd.core.plan import Box, PlanSettings, canonical, convex_hull, cut, kind_of, reference_of, window
+from zemosaicd.core.canvas import Box, convex_hull, cut, window
+from zemosaicd.core.plan import PlanSettings, canonical, kind_of, reference_of
 from zemosaicd.model import FrameId, FramePlan, TileSpec, Wcs
 
 Point = tuple[float, float]

@@ -23,8 +23,8 @@ LONGEST_STAY = 4.0
 LEAST_FIELDS = 2.0
 """The whole field in fields of a frame."""
 LEAST_LOOPS = 3
-"""Batches that each cover the field, and frames that must see a point for it to be of the field. Fewer mega tiles than that
-cannot judge one another (science.outliers)."""
+"""Batches that each cover the field, and frames that must see a point for it to be of the field. Fewer mega tiles than
+that cannot judge one another (science.outliers)."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -4,7 +4,8 @@ Pure and deterministic: the same frames and settings give the same plan, whateve
 that may not mix (filter, telescope, camera, exposure, gain, binning, size, Bayer pattern, mount mode) never share a
 group (C3); within a group they share a pointing, and, where `group_rotation_deg` asks for it, an orientation. Every
 tile's grid is a window of its mosaic's lattice (one tangent plane, one scale, one orientation, whole-pixel offsets), so
-a tile lands in the mosaic without a second interpolation.
+a tile lands in the mosaic without a second interpolation; only where the mosaic is too wide for a tangent plane
+(core.canvas) has each group one of its own.
 """
 
 from __future__ import annotations
@@ -15,10 +16,9 @@ from dataclasses import dataclass, replace
 
 from zemosaicd import sphere
 from zemosaicd.core import mount
+from zemosaicd.core.canvas import area_of, choose, cut, grid_of, lattice, union, window
+from zemosaicd.core.islands import islands
 from zemosaicd.model import FrameId, FramePlan, Grid, LeftOut, MosaicSpec, MountMode, Plan, Reason, TileSpec, Wcs
-
-Box = tuple[int, int, int, int]
-"""x0, y0, x1, y1 on a lattice, in whole pixels; x1 and y1 are excluded."""
 
 HALO = 10
 """Rows (and columns) that a window carries for its neighbours, both sides together (science.combine), and those that
@@ -39,11 +39,16 @@ class PlanSettings:
     max_mosaic_pixels: int = 1_000_000_000
     sparse_limit: float = 12.0
     orientation: str = "auto"
+    projection: str = "auto"
+    islands: str = "one"
     altaz_cleanup_requested: bool = False
     band_budget_bytes: int = 512 << 20
     cell_size: float = 1.0
     merge_overlap: float = 0.0
 
+
+SEVERAL = "several"
+"""`islands`: each part of the sky that touches no other becomes a mosaic of its own."""
 
 Deal = Callable[[list[list[FramePlan]], Wcs, str, int, PlanSettings], list[TileSpec]]
 """How a mosaic's pointings become tiles of its lattice: (pointings, lattice, mosaic, tiles so far, settings)."""
@@ -75,18 +80,6 @@ def mosaic_key(frame: FramePlan) -> str:
     return f"{frame.facts.filter_name or 'none'}-{'rgb' if frame.facts.channels == 3 else 'mono'}"
 
 
-def _grid(frame: FramePlan) -> Grid:
-    return Grid(wcs=frame.wcs, width=frame.facts.width, height=frame.facts.height)
-
-
-def _footprint(frame: FramePlan) -> Sequence[sphere.Vector]:
-    """Directions of a frame's outer corners; where the camera bends them, with the middles of the edges."""
-    if frame.distortion is None:
-        return sphere.footprint(_grid(frame))
-    m, ring = sphere.sky_matrix(frame.wcs), sphere.edge_points(frame.facts.width, frame.facts.height)
-    return [sphere.apply(m, *sphere.ideal_pixel(frame.distortion, x, y)) for x, y in ring]
-
-
 def _turn_deg(a: Grid, b: Grid) -> float:
     """Angle between two frames' rectangles, modulo half a turn: a meridian flip covers the same sky.
 
@@ -103,14 +96,14 @@ def pointings(frames: Sequence[FramePlan], settings: PlanSettings) -> list[list[
     """Frames of one kind, in canonical order, gathered round the first frame of each pointing and orientation."""
     groups: list[list[FramePlan]] = []
     for frame in frames:
-        grid = _grid(frame)
+        grid = grid_of(frame)
         centre = sphere.centre_of(grid)
         short_deg = min(frame.facts.width, frame.facts.height) * sphere.scale_arcsec(frame.wcs) / 3600.0
         best: tuple[float, list[FramePlan]] | None = None
         for group in groups:
-            away = sphere.separation_deg(centre, sphere.centre_of(_grid(group[0])))
+            away = sphere.separation_deg(centre, sphere.centre_of(grid_of(group[0])))
             near = away <= settings.group_radius_fraction * short_deg
-            if near and _turn_deg(grid, _grid(group[0])) <= settings.group_rotation_deg:
+            if near and _turn_deg(grid, grid_of(group[0])) <= settings.group_rotation_deg:
                 best = min(best or (away, group), (away, group), key=lambda pair: pair[0])
         if best is None:
             groups.append([frame])
@@ -142,102 +135,12 @@ def reference_of(frames: Sequence[FramePlan]) -> FrameId:
     return max(frames, key=merit).frame
 
 
-def lattice(frames: Sequence[FramePlan], orientation: str) -> Wcs:
-    """The tangent plane of a mosaic: at the mean direction of its frames, at their median scale.
-
-    "north": north up, east left. "auto": turned to the rectangle of least area round all footprints (rotating
-    calipers), by the quarter turn that keeps north nearest to up.
-    """
-    grids = [_grid(f) for f in frames]
-    ra, dec = sphere.position(sphere.mean_direction(sphere.centre_of(g) for g in grids))
-    scales = sorted(sphere.scale_arcsec(g.wcs) for g in grids)
-    s = scales[len(scales) // 2] / 3600.0
-    north = Wcs(ra_deg=ra, dec_deg=dec, x_px=0.0, y_px=0.0, cd=(-s, 0.0, 0.0, s))
-    if orientation == "north":
-        return north
-    points = [p for f in frames for v in _footprint(f) if (p := sphere.sky_to_pixel(north, v)) is not None]
-    turn = _least_rectangle_rad(points)
-    c, n = math.cos(turn), math.sin(turn)
-    return Wcs(ra_deg=ra, dec_deg=dec, x_px=0.0, y_px=0.0, cd=(-s * c, s * n, s * n, s * c))
-
-
-def _least_rectangle_rad(points: Sequence[tuple[float, float]]) -> float:
-    """Turn in (-pi/4, pi/4] of the least rectangle round the points; an edge of it lies on the hull."""
-    hull = convex_hull(points)
-    best_area, best_turn = math.inf, 0.0
-    for (x0, y0), (x1, y1) in zip(hull, hull[1:] + hull[:1], strict=True):
-        turn = math.atan2(y1 - y0, x1 - x0)
-        turn -= math.pi / 2 * round(turn / (math.pi / 2))
-        c, s = math.cos(turn), math.sin(turn)
-        us = [c * x + s * y for x, y in hull]
-        vs = [c * y - s * x for x, y in hull]
-        area = (max(us) - min(us)) * (max(vs) - min(vs))
-        if area < best_area * (1.0 - 1e-9):
-            best_area, best_turn = area, turn
-    return best_turn
-
-
-def convex_hull(points: Sequence[tuple[float, float]]) -> list[tuple[float, float]]:
-    """Convex hull, counter-clockwise (Andrew's monotone chain)."""
-    ordered = sorted(set(points))
-
-    def half(sequence: Iterable[tuple[float, float]]) -> list[tuple[float, float]]:
-        chain: list[tuple[float, float]] = []
-        for p in sequence:
-            while len(chain) >= 2 and _cross(chain[-2], chain[-1], p) <= 0:
-                chain.pop()
-            chain.append(p)
-        return chain[:-1]
-
-    return half(ordered) + half(reversed(ordered))
-
-
-def _cross(o: tuple[float, float], a: tuple[float, float], b: tuple[float, float]) -> float:
-    return (a[0] - o[0]) * (b[1] - o[1]) - (a[1] - o[1]) * (b[0] - o[0])
-
-
-def window(frames: Iterable[FramePlan], base: Wcs) -> Box | None:
-    """The whole-pixel box of the lattice that holds all footprints; None if one lies on the far side of the sky."""
-    points = [sphere.sky_to_pixel(base, v) for f in frames for v in _footprint(f)]
-    if not points or any(p is None for p in points):
-        return None
-    xs, ys = [p[0] for p in points if p], [p[1] for p in points if p]
-    # A footprint's edge runs half a pixel outside its outermost pixel centres; centres inside it are kept.
-    return math.ceil(min(xs)), math.ceil(min(ys)), math.floor(max(xs)) + 1, math.floor(max(ys)) + 1
-
-
-def cut(base: Wcs, box: Box) -> Grid:
-    """The grid of a window of a lattice."""
-    x0, y0, x1, y1 = box
-    wcs = Wcs(ra_deg=base.ra_deg, dec_deg=base.dec_deg, x_px=base.x_px - x0, y_px=base.y_px - y0, cd=base.cd)
-    return Grid(wcs=wcs, width=x1 - x0, height=y1 - y0)
-
-
-def union(grids: Iterable[Grid], base: Wcs) -> Grid:
-    """The window of the lattice that holds all given windows of it (Phase 4)."""
-    boxes = [box_of(g, base) for g in grids]
-    return cut(
-        base,
-        (min(b[0] for b in boxes), min(b[1] for b in boxes), max(b[2] for b in boxes), max(b[3] for b in boxes)),
-    )
-
-
-def box_of(grid: Grid, base: Wcs) -> Box:
-    """Where a window lies on its lattice."""
-    x0, y0 = round(base.x_px - grid.wcs.x_px), round(base.y_px - grid.wcs.y_px)
-    return x0, y0, x0 + grid.width, y0 + grid.height
-
-
-def _area(box: Box) -> int:
-    return (box[2] - box[0]) * (box[3] - box[1])
-
-
 def together(groups: list[list[FramePlan]], settings: PlanSettings) -> tuple[list[list[FramePlan]], list[LeftOut]]:
     """Drops pointings so far from the rest that the mosaic would be nearly all empty (a wrong field, a slew)."""
     left_out: list[LeftOut] = []
     groups = list(groups)
     while len(groups) > 1 and (reason := _too_wide(groups, settings)) is not None:
-        centres = [sphere.mean_direction(sphere.centre_of(_grid(f)) for f in g) for g in groups]
+        centres = [sphere.mean_direction(sphere.centre_of(grid_of(f)) for f in g) for g in groups]
         main = _main(groups, centres)
         away = [sphere.separation_deg(main, c) for c in centres]
         farthest = groups.pop(away.index(max(away)))
@@ -261,10 +164,10 @@ def _main(groups: Sequence[Sequence[FramePlan]], centres: Sequence[sphere.Vector
 def _too_wide(groups: Sequence[Sequence[FramePlan]], settings: PlanSettings) -> Reason | None:
     """Why these pointings make no mosaic together; None if they do."""
     frames = [f for g in groups for f in g]
-    box = window(frames, lattice(frames, settings.orientation))
+    box = window(frames, choose(frames, settings.projection, settings.orientation)[0])
     if box is None:
-        return Reason(rule="far_from_target", value=None, threshold=90.0, message="no tangent plane holds them all")
-    area = _area(box)
+        return Reason(rule="far_from_target", value=None, threshold=90.0, message="no plane holds them all")
+    area = area_of(box)
     ratio = area / sum(g[0].facts.width * g[0].facts.height for g in groups)
     if ratio > settings.sparse_limit:
         message = f"the mosaic would be {ratio:.0f} times its tiles' area"
@@ -285,44 +188,96 @@ def make_plan(
     ordered = canonical(frames)
     counts = mount.summary(f.mount_mode for f in ordered)
     enabled, decision = mount.global_cleanup(counts, settings.altaz_cleanup_requested)
+    shares, dropped = shares_of(ordered, settings)
     tiles: list[TileSpec] = []
     mosaics: list[MosaicSpec] = []
-    dropped = list(left_out)
-    for name in sorted({mosaic_key(f) for f in ordered}):
-        members = [f for f in ordered if mosaic_key(f) == name]
-        groups: list[list[FramePlan]] = []
-        for kind in sorted({kind_of(f) for f in members}):
-            groups += pointings([f for f in members if kind_of(f) == kind], settings)
-        groups, far = together(groups, settings)
-        small = [g for g in groups if len(g) < settings.min_frames]
-        dropped += far + [_too_few(f, len(g), settings.min_frames) for g in small for f in g]
-        groups = [g for g in groups if len(g) >= settings.min_frames]
-        if not groups:
-            continue
-        base = lattice([f for g in groups for f in g], settings.orientation)
-        made = (deal or deal_groups)(groups, base, name, len(tiles), settings)
+    for share in shares:
+        flat = share.base.projection == sphere.TAN
+        made = (deal if deal and flat else deal_groups)(share.groups, share.base, share.name, len(tiles), settings)
         tiles += made
-        mosaics.append(
-            MosaicSpec(
-                name=name,
-                filter_name=members[0].facts.filter_name,
-                channels=members[0].facts.channels,
-                lattice=base,
-                tiles=tuple(t.tile for t in made),
-            )
-        )
+        mosaics.append(spec_of(share, made))
     used = {f for t in tiles for f in t.frames}
     return Plan(
         frames={f.frame: f for f in ordered if f.frame in used},
         tiles=tuple(tiles),
         mosaics=tuple(mosaics),
-        left_out=tuple(dropped),
+        left_out=(*left_out, *dropped),
         mount_modes=counts,
         contains_altaz=counts[MountMode.ALT_AZ] > 0,
         altaz_cleanup=enabled,
         altaz_decision=decision,
         disk_bytes=disk_bytes(tiles, mosaics),
         memory_bytes=max((window_bytes(t, window_of(t, settings.band_budget_bytes)) for t in tiles), default=0),
+    )
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Share:
+    """What becomes one mosaic: pointings, their lattice, why that has its projection, and of how many parts that share
+    no sky it is."""
+
+    name: str
+    groups: list[list[FramePlan]]
+    base: Wcs
+    why: str
+    parts: int
+
+
+def shares_of(ordered: Sequence[FramePlan], settings: PlanSettings) -> tuple[list[Share], list[LeftOut]]:
+    """The mosaics-to-be of frames in canonical order, and the frames that are in none."""
+    shares: list[Share] = []
+    dropped: list[LeftOut] = []
+    for name in sorted({mosaic_key(f) for f in ordered}):
+        members = [f for f in ordered if mosaic_key(f) == name]
+        groups: list[list[FramePlan]] = []
+        for kind in sorted({kind_of(f) for f in members}):
+            groups += pointings([f for f in members if kind_of(f) == kind], settings)
+        found, lost = divided(name, groups, settings, settings.min_frames)
+        shares += found
+        dropped += lost
+    return shares, dropped
+
+
+def divided(
+    name: str, groups: list[list[FramePlan]], settings: PlanSettings, least: int
+) -> tuple[list[Share], list[LeftOut]]:
+    """The pointings of one filter as one mosaic, or, where islands shall be several, as one each. `least`: frames that
+    a pointing must have."""
+    dropped: list[LeftOut] = []
+    several = settings.islands == SEVERAL
+    if several:
+        groups, dropped = _enough(groups, least)
+    kept: list[list[list[FramePlan]]] = []
+    for part in islands(groups) if several else [groups]:
+        near, far = together(part, settings)
+        enough, few = _enough(near, least)
+        dropped += far + few
+        kept += [enough] if enough else []
+    shares = []
+    for number, part in enumerate(kept, 1):
+        base, why = choose([f for g in part for f in g], settings.projection, settings.orientation)
+        own = name if len(kept) == 1 else f"{name}-part{number}"
+        shares.append(Share(name=own, groups=part, base=base, why=why, parts=len(islands(part))))
+    return shares, dropped
+
+
+def _enough(groups: list[list[FramePlan]], least: int) -> tuple[list[list[FramePlan]], list[LeftOut]]:
+    """The pointings with so many frames, and the frames of the others."""
+    few = [_too_few(f, len(g), least) for g in groups if len(g) < least for f in g]
+    return [g for g in groups if len(g) >= least], few
+
+
+def spec_of(share: Share, tiles: Sequence[TileSpec]) -> MosaicSpec:
+    """The mosaic of these tiles."""
+    facts = share.groups[0][0].facts
+    return MosaicSpec(
+        name=share.name,
+        filter_name=facts.filter_name,
+        channels=facts.channels,
+        lattice=share.base,
+        tiles=tuple(t.tile for t in tiles),
+        projection_reason=share.why,
+        parts=share.parts,
     )
 
 
@@ -334,12 +289,13 @@ def _too_few(frame: FramePlan, count: int, least: int) -> LeftOut:
 def deal_groups(
     groups: list[list[FramePlan]], base: Wcs, mosaic: str, first: int, settings: PlanSettings
 ) -> list[TileSpec]:
-    """One tile a batch of a group, with its window of the lattice."""
+    """One tile a batch of a group, with its window of the lattice; if that is no tangent plane, of the group's own."""
     tiles: list[TileSpec] = []
     for number, group in enumerate(groups, 1):
+        plane = base if base.projection == sphere.TAN else lattice(group, settings.orientation)
         for start, stop in batches(len(group), settings.batch_cap, settings.batch_overlap):
             part = group[start:stop]
-            box = window(part, base)
+            box = window(part, plane)
             if box is None:  # together() keeps groups on the near side
                 raise ValueError("a group lies on the far side of its own tangent plane")
             tiles.append(
@@ -349,7 +305,7 @@ def deal_groups(
                     group=f"{mosaic}-{number}",
                     frames=tuple(f.frame for f in part),
                     reference=reference_of(part),
-                    grid=cut(base, box),
+                    grid=cut(plane, box),
                     channels=part[0].facts.channels,
                     mount_mode=part[0].mount_mode,
                 )

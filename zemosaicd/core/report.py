@@ -176,6 +176,8 @@ def build_report(
             "mode": plan.mode,
             "mode_reason": state.opened.why if state.opened and state.opened.why else "session.mode",
             "mosaic": spec.name,
+            "projection": {"name": spec.lattice.projection, "reason": spec.projection_reason},
+            "islands": spec.parts,
             "key": state.planned.key,
             "frames": _frames(state, plan, spec, refused or {}),
             "tiles_total": len(spec.tiles),

@@ -12,9 +12,10 @@ from collections.abc import Container, Mapping, Sequence
 from dataclasses import replace
 from itertools import pairwise
 
+from zemosaicd.core.canvas import convex_hull, union
 from zemosaicd.core.cells import outline
 from zemosaicd.core.events import TileDone, TilesMerged
-from zemosaicd.core.plan import convex_hull, tile_bytes, union
+from zemosaicd.core.plan import tile_bytes
 from zemosaicd.model import MosaicSpec, Plan, TileSpec
 
 Point = tuple[float, float]

@@ -9,8 +9,9 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 
+from zemosaicd.core.canvas import Box, convex_hull, cut, window
 from zemosaicd.core.cells import outline
-from zemosaicd.core.plan import Box, PlanSettings, canonical, convex_hull, cut, kind_of, reference_of, window
+from zemosaicd.core.plan import PlanSettings, canonical, kind_of, reference_of
 from zemosaicd.model import FramePlan, LogNote, TileSpec, Wcs
 
 LEAST_FRAMES, TARGET_FRAMES = 5, 10

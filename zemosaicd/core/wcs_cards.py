@@ -1,4 +1,4 @@
-"""A plain TAN solution between header cards and `model.Wcs`, both ways.
+"""A plain solution between header cards and `model.Wcs`: any that this program writes, and TAN back.
 
 The one place where FITS pixel numbers (first pixel = 1) meet ours (first pixel = 0). References: Greisen & Calabretta
 2002 (paper I, CDi_j, PCi_j, CDELT), Calabretta & Greisen 2002 (paper II, TAN, CROTA2).
@@ -11,6 +11,7 @@ import re
 
 from zemosaicd.core.cards import Cards, number, text
 from zemosaicd.model import Wcs
+from zemosaicd.sphere import TAN, ZEA
 
 SCALE_LIMITS_DEG = (0.01 / 3600.0, 1.0)
 _DISTORTION = re.compile(r"[AB]_ORDER|PV\d+_\d+|CPDIS|D2IM")
@@ -36,8 +37,8 @@ def header_wcs(cards: Cards) -> Wcs | None:
 def wcs_header(wcs: Wcs) -> dict[str, str | float]:
     """The cards that say `wcs`, in the order in which they are written."""
     return {
-        "CTYPE1": "RA---TAN",
-        "CTYPE2": "DEC--TAN",
+        "CTYPE1": f"RA---{wcs.projection}",
+        "CTYPE2": f"DEC--{wcs.projection}",
         "CUNIT1": "deg",
         "CUNIT2": "deg",
         "CRVAL1": wcs.ra_deg,
@@ -48,10 +49,23 @@ def wcs_header(wcs: Wcs) -> dict[str, str | float]:
         "CD1_2": wcs.cd[1],
         "CD2_1": wcs.cd[2],
         "CD2_2": wcs.cd[3],
-        "LONPOLE": 180.0,  # its default is 0 for a tangent point at the pole itself (paper II, 2.2)
+        **_native_pole(wcs),
         "RADESYS": "ICRS",
         "EQUINOX": 2000.0,
     }
+
+
+def _native_pole(wcs: Wcs) -> dict[str, float]:
+    """Where the native pole is: for zenithal projections at the reference point (LONPOLE's default is 0 for one at the
+    pole itself, paper II, 2.2), for CAR and HPX 90 degrees north of it.
+
+    With a reference point at the north pole, paper II's native pole has the right ascension of CRVAL1 itself, not the
+    opposite one.
+    """
+    if wcs.projection in (TAN, ZEA):
+        return {"LONPOLE": 180.0}
+    pole = {"LONPOLE": 0.0 if wcs.dec_deg >= 0.0 else 180.0, "LATPOLE": 90.0 - abs(wcs.dec_deg)}
+    return pole | ({"CRVAL1": (wcs.ra_deg + 180.0) % 360.0} if wcs.dec_deg == 90.0 else {})
 
 
 def _plain(cards: Cards) -> bool:

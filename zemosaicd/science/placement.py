@@ -28,6 +28,8 @@ Box = tuple[int, int, int, int]
 
 STEPS_PX = (16, 8, 4, 2)
 MAX_ERROR_PX = 0.01
+WIDE_ERROR_PX = 1e-3
+"""The same where the grid is that of a wide mosaic: what its own bends add to a tile."""
 WHOLE_PX = 1.0 / 2048
 """An image as near as this to the grid's own pixels, everywhere, lies on them: half a phase of the kernels' tables."""
 
@@ -73,6 +75,22 @@ class Placement:
         columns = max(x0, (self.x_node + left - 1) * self.step), min(x1, (self.x_node + right) * self.step + 1)
         return columns, (max(0, top), min(self.height, bottom))
 
+    def nearest(self, columns: tuple[int, int], rows: tuple[int, int]) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
+        """The image's pixels, x and y (h, w), nearest to these columns and rows of the grid; -1 where it cannot be.
+
+        For an image that is interpolated. The positions are those that science.coadd takes.
+        """
+        step, last_y, last_x = self.step, self.nodes.shape[1] - 2, self.nodes.shape[2] - 2
+        x, y = np.arange(*columns), np.arange(*rows)
+        i, j = np.clip(x // step - self.x_node, 0, last_x), np.clip(y // step - self.y_node, 0, last_y)
+        across, down = (x - (i + self.x_node) * step) / step, ((y - (j + self.y_node) * step) / step)[:, np.newaxis]
+        upper, lower = self.nodes[:, j], self.nodes[:, j + 1]
+        left = upper[:, :, i] * (1.0 - down) + lower[:, :, i] * down
+        right = upper[:, :, i + 1] * (1.0 - down) + lower[:, :, i + 1] * down
+        place = np.floor(left + (right - left) * across + 0.5)
+        place[:, ~np.isfinite(place).all(axis=0)] = -1.0
+        return place[0].astype(np.int64), place[1].astype(np.int64)
+
 
 @njit(cache=True, nogil=True)
 def _widest(spans: NDArray[np.int64]) -> tuple[int, int, int, int]:
@@ -97,7 +115,7 @@ def homography_transform(matrix: Matrix) -> Transform:
     return transform
 
 
-def place(transform: Transform, box: Box, width: int, height: int) -> Placement:
+def place(transform: Transform, box: Box, width: int, height: int, most_error_px: float = MAX_ERROR_PX) -> Placement:
     """Places an image of `width` x `height` pixels on the window `box` of a grid, through its exact transform."""
     for step in STEPS_PX:
         x_node, y_node = box[0] // step, box[1] // step
@@ -105,7 +123,7 @@ def place(transform: Transform, box: Box, width: int, height: int) -> Placement:
         y = np.arange(y_node, -(-box[3] // step) + 1, dtype=np.float64) * step
         nodes = _at(transform, x, y)
         error = _error_px(transform, nodes, x, y, width, height)
-        if error <= MAX_ERROR_PX:
+        if error <= most_error_px:
             break
     area, shift = _area(nodes, step), _whole_shift(nodes, x, y)
     if shift is not None:  # no farther than the image: it may be a trimmed one (V5)

@@ -12,7 +12,7 @@ from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
 
-from zemosaicd.core import lifecycle, mount
+from zemosaicd.core import canvas, lifecycle, mount
 from zemosaicd.core.cleaning import doomed
 from zemosaicd.core.events import (
     ArtefactMade,
@@ -196,7 +196,8 @@ class Effects:
         except Exception as error:  # noqa: BLE001 - reported as the session's failure
             await self._fail(state, error)
             return
-        outputs.log_notes(self._log, session, (*made.notes, *planner.notes(state, config, plan)))
+        said = (*made.notes, *planner.notes(state, config, plan), *canvas.notes(plan))
+        outputs.log_notes(self._log, session, said)
         key = outputs.content_key(plan, self._configs.content(config, state.mode))
         if key == state.last_key and outputs.all_there(state.last_published, self._layout.output):
             where = next(iter(state.last_published.values())).path

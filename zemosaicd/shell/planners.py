@@ -60,7 +60,10 @@ class Cells:
 
     @staticmethod
     def notes(state: SessionState, config: Config, plan: Plan) -> list[LogNote]:
-        """That the grid is made; nothing of mounts, for section 6 leaves cells alone (V8)."""
+        """That the grid is made; of mounts only where the plan is classic's after all, for section 6 leaves cells alone
+        (V8)."""
+        if plan.altaz_decision:
+            return Frames.notes(state, config, plan)
         return [LogNote(level="info", event="grid_mode_invoked", fields={"cells": len(plan.tiles)})]
 
 

@@ -71,6 +71,8 @@ class SessionConfigs:
             min_frames=config.plan.min_frames,
             max_mosaic_pixels=config.plan.max_mosaic_pixels,
             orientation=config.mosaic.orientation,
+            projection=config.mosaic.projection,
+            islands=config.mosaic.islands,
             altaz_cleanup_requested=config.tiles.altaz_cleanup_enabled,
             band_budget_bytes=config.tiles.memory_mb * 1_000_000,
             cell_size=config.plan.cell_size,

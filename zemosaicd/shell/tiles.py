@@ -85,7 +85,7 @@ class TileMaker:
         # cores that no other tile of this session wants (C7): they leave no trace in the pixels
         waiting = len(plan.tiles) - len(state.done) - len(state.failed)
         threads = max(1, self._capacity // max(1, waiting))
-        settings = replace(self._configs.stack_settings(config, state.mode), threads=threads)
+        settings = replace(self._configs.stack_settings(config, MODES[plan.mode]), threads=threads)
         reason = Reason(rule="interrupted", threshold=MAX_INTERRUPTED, message="begun too often without an end")
         name = f"tile {spec.tile}"
         first = state.attempts.get(name, 0) + 1

@@ -26,8 +26,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from zemosaicd import sphere
+from zemosaicd.core.canvas import union
 from zemosaicd.core.modes import MODES
-from zemosaicd.core.plan import union
 from zemosaicd.core.supertiles import super_spec
 from zemosaicd.model import FramePlan, Grid, LogNote, MosaicSpec, Plan, Reason, SessionFailed
 from zemosaicd.science.preview import quality, stretch

@@ -15,6 +15,7 @@ from numpy.typing import NDArray
 
 from zemosaicd import sphere
 from zemosaicd.model import Grid
+from zemosaicd.science.projections import to_pixels
 from zemosaicd.science.tilestars import pixel_noise
 from zemosaicd.work.catalogue import read_cone
 from zemosaicd.work.fitswrite import FitsWriter
@@ -102,11 +103,8 @@ def _catalogue_places(grid: Grid, fwhm_px: float) -> tuple[F64, F64]:
     stars = read_cone(ra_deg, dec_deg, min(90.0, 1.02 * sphere.field_radius_deg(grid)), MOST_CATALOGUE_STARS)
     ra, dec = np.radians(stars.ra_deg), np.radians(stars.dec_deg)
     sky = np.stack([np.cos(dec) * np.cos(ra), np.cos(dec) * np.sin(ra), np.sin(dec)])
-    u, v, w = np.array(sphere.inverse(sphere.sky_matrix(grid.wcs))).reshape(3, 3) @ sky
-    ahead = np.array(sphere.direction(grid.wcs.ra_deg, grid.wcs.dec_deg)) @ sky > 0.1
-    with np.errstate(divide="ignore", invalid="ignore"):
-        x, y = u / w, v / w
-    inside = np.flatnonzero(ahead & (x > 0) & (x < grid.width - 1) & (y > 0) & (y < grid.height - 1))
+    x, y = to_pixels(grid.wcs, sky)
+    inside = np.flatnonzero((x > 0) & (x < grid.width - 1) & (y > 0) & (y < grid.height - 1))
     x, y = x[inside], y[inside]
     some = np.arange(len(x))[:: max(1, len(x) // (2 * MOST_STARS))]
     chosen = [i for i, lone in zip(some.tolist(), _alone(x, y, some, ALONE_FWHM * fwhm_px), strict=True) if lone]

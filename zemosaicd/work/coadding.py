@@ -116,7 +116,7 @@ def _add_bands(coadd: Coadd, writer: FitsWriter, first: int, last: int) -> F32:
             tile.add(sums, slab, table)
             if counts is not None:
                 kept = np.asarray(np.isfinite(slab.pixels).all(axis=0))
-                counts.add(tile.tile, slab.row0, kept, row0, ~kept if judges else None)
+                counts.add(tile.tile, slab.row0, kept, (row0, end), ~kept if judges else None)
         small.append(block_mean(_write_band(writer, sums, counts), coadd.factor))
     for tile in active:
         tile.close()

@@ -1,8 +1,8 @@
 """Mode existing (D4): a folder of master tiles, ours or anybody's, becomes a plan whose tiles are made.
 
-Each tile's header says where it lies; the grid is the union of their footprints on one tangent plane, at their median
-scale, turned to the rectangle of least area (Phase 4). Tiles that already lie on one lattice keep it, so that their
-pixels pass unchanged. Tiles stand in the plan as frames do elsewhere: each is used, or left out with its reason.
+Each tile's header says where it lies; the grid is the union of their footprints on one plane (core.canvas), at their
+median scale, turned to the rectangle of least area (Phase 4). Tiles that already lie on one lattice keep it, so that
+their pixels pass unchanged. Tiles stand in the plan as frames do elsewhere: each is used, or left out with its reason.
 """
 
 from __future__ import annotations
@@ -17,7 +17,8 @@ from pathlib import Path
 import numpy as np
 
 from zemosaicd.core import headers
-from zemosaicd.core.plan import Box, PlanSettings, canonical, cut, disk_bytes, lattice, mosaic_key, together
+from zemosaicd.core.canvas import AUTO, Box, cut
+from zemosaicd.core.plan import PlanSettings, Share, canonical, disk_bytes, divided, mosaic_key, spec_of
 from zemosaicd.core.supertiles import with_supers
 from zemosaicd.model import (
     FramePlan,
@@ -86,29 +87,14 @@ def make_plan(found: Sequence[_Found], left_out: Sequence[LeftOut], settings: Pl
     mosaics: list[MosaicSpec] = []
     dropped = list(left_out)
     for name in sorted({mosaic_key(f) for f in ordered}):
-        groups, far = together([[f] for f in ordered if mosaic_key(f) == name], settings)
+        shares, far = divided(name, [[f] for f in ordered if mosaic_key(f) == name], settings, 1)
         dropped += far
-        members = [f for group in groups for f in group]
-        base = common_lattice([f.wcs for f in members]) or lattice(members, settings.orientation)
-        made: list[TileSpec] = []
-        for frame in members:
-            box = window_of(by_id[frame.frame].sky, frame.facts.width, frame.facts.height, base)
-            if box is None:
-                reason = Reason(rule="far_from_target", message="it does not lie on one tangent plane with the others")
-                dropped.append(LeftOut(frame=frame.frame, path=frame.path, reason=reason))
-                continue
-            made.append(_spec(len(tiles) + len(made) + 1, name, frame, cut(base, box)))
-        tiles += made
-        if made:
-            mosaics.append(
-                MosaicSpec(
-                    name=name,
-                    filter_name=members[0].facts.filter_name,
-                    channels=members[0].facts.channels,
-                    lattice=base,
-                    tiles=tuple(t.tile for t in made),
-                )
-            )
+        for share in shares:
+            on = _on_their_own(share, settings.projection)
+            made, beyond = _deal(on, by_id, len(tiles))
+            dropped += beyond
+            tiles += made
+            mosaics += [spec_of(on, made)] if made else []
     frames = {t.reference: by_id[t.reference].frame for t in tiles}
     return Plan(
         frames=frames,
@@ -120,6 +106,28 @@ def make_plan(found: Sequence[_Found], left_out: Sequence[LeftOut], settings: Pl
         mode=MODE,
         made={t.tile: frames[t.reference].path for t in tiles},
     )
+
+
+def _on_their_own(share: Share, projection: str) -> Share:
+    """The same on the lattice that the tiles have already, if they have one and no other projection is asked for."""
+    own = common_lattice([f.wcs for g in share.groups for f in g])
+    if own is None or projection not in (AUTO, own.projection):
+        return share
+    return replace(share, base=own, why="the tiles lie on one tangent plane")
+
+
+def _deal(share: Share, by_id: dict[str, _Found], first: int) -> tuple[list[TileSpec], list[LeftOut]]:
+    """Each tile's window of the mosaic's lattice; numbers go on from `first`."""
+    made: list[TileSpec] = []
+    beyond: list[LeftOut] = []
+    for frame in (f for group in share.groups for f in group):
+        box = window_of(by_id[frame.frame].sky, frame.facts.width, frame.facts.height, share.base)
+        if box is None:
+            reason = Reason(rule="far_from_target", message="it does not lie on one plane with the others")
+            beyond.append(LeftOut(frame=frame.frame, path=frame.path, reason=reason))
+        else:
+            made.append(_spec(first + len(made) + 1, share.name, frame, cut(share.base, box)))
+    return made, beyond
 
 
 def _spec(number: int, mosaic: str, frame: FramePlan, grid: Grid) -> TileSpec:

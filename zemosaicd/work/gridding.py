@@ -11,12 +11,13 @@ from dataclasses import replace
 from pathlib import Path
 
 from zemosaicd.core.cells import deal_cells
+from zemosaicd.core.modes import DEFAULT
 from zemosaicd.core.stackplan import NAME, Row, StackPlan, parse, resolve, with_row
 from zemosaicd.model import LeftOut, LogNote, Reason
 from zemosaicd.work.jobs import PhaseMade, PlanGrid
 from zemosaicd.work.meter import Meter
 from zemosaicd.work.planfiles import GridRequest, read_grid
-from zemosaicd.work.planning import Ways, finish, plan_frames
+from zemosaicd.work.planning import Ways, finish, is_wide, plan_frames
 from zemosaicd.work.pointings import one_scale, one_sky
 
 MODE = "grid"
@@ -36,8 +37,12 @@ def plan_grid(job: PlanGrid) -> PhaseMade:
     ]
     ways = Ways(scale=one_scale, level=one_sky, deal=deal_cells)
     plan, note = plan_frames(replace(request.frames, frames=tuple(frames)), refused, ways)
-    # Section 6 leaves cells alone (V8).
-    made = finish(replace(plan, mode=MODE, altaz_cleanup=False, altaz_decision=""), note, meter, Path(job.plan_path))
+    if is_wide(plan):
+        plan = replace(plan, mode=DEFAULT)
+        notes.append(LogNote(level="warning", event="grid_mode_wide_fallback_mastertiles"))
+    else:
+        plan = replace(plan, mode=MODE, altaz_cleanup=False, altaz_decision="")  # section 6 leaves cells alone (V8)
+    made = finish(plan, note, meter, Path(job.plan_path))
     return replace(made, notes=(*notes, *made.notes))
 
 

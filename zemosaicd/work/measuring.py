@@ -15,11 +15,12 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from zemosaicd.core.plan import Box, box_of
+from zemosaicd import sphere
+from zemosaicd.core.canvas import Box, box_of
 from zemosaicd.model import Grid, TileSpec
 from zemosaicd.science.coverage import edge_weight
 from zemosaicd.science.overlaps import BLOCK_PX, Overlap, TileSample, TileStars, fill_levels, joined, overlap_of
-from zemosaicd.science.placement import Placement, Transform, place
+from zemosaicd.science.placement import MAX_ERROR_PX, WIDE_ERROR_PX, Placement, Transform, place
 from zemosaicd.science.tilesolve import TileExtent
 from zemosaicd.science.tilestars import (
     RING_OUTER,
@@ -85,7 +86,8 @@ def open_tile(spec: TileSpec, path: Path, grid: Grid, feather_fraction: float, b
     try:
         sky = sky_map(file.cards, file.width, file.height)
         box = box_of(spec.grid, grid.wcs)
-        placement = place(grid_to_image(sky, grid), box, file.width, file.height)
+        most = MAX_ERROR_PX if grid.wcs.projection == sphere.TAN else WIDE_ERROR_PX
+        placement = place(grid_to_image(sky, grid), box, file.width, file.height, most)
         known, whole = _survey(file)
         feather_px = feather_fraction * min(file.width, file.height)
         if not whole and not file.has(ALPHA):

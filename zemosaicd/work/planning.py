@@ -16,7 +16,17 @@ from numpy.typing import NDArray
 
 from zemosaicd import sphere
 from zemosaicd.core import mount
-from zemosaicd.core.plan import Deal, PlanSettings, kind_of, make_plan, pointings, reference_of
+from zemosaicd.core.plan import (
+    Deal,
+    PlanSettings,
+    Share,
+    canonical,
+    kind_of,
+    make_plan,
+    pointings,
+    reference_of,
+    shares_of,
+)
 from zemosaicd.core.supertiles import with_supers
 from zemosaicd.model import (
     FrameId,
@@ -85,7 +95,11 @@ def finish(plan: Plan, note: LogNote, meter: Meter, path: Path) -> PhaseMade:
 
 
 def plan_frames(request: PlanRequest, refused: Sequence[LeftOut], ways: Ways) -> tuple[Plan, LogNote]:
-    """The joint solution of the frames and their plan; `refused` have a reason already."""
+    """The joint solution of the frames and their plan; `refused` have a reason already.
+
+    Cells and sweeps need one tangent plane for all: where a mosaic is too wide for one, all mosaics are made as in
+    classic (V8), which `is_wide` says of the plan.
+    """
     prepared, left_out = _distinct(request.frames)
     left_out += refused
     prepared.sort(key=lambda f: (f.facts.observed_s or 0.0, f.frame))
@@ -99,6 +113,8 @@ def plan_frames(request: PlanRequest, refused: Sequence[LeftOut], ways: Ways) ->
             left_out.append(LeftOut(frame=frame.frame, path=frame.path, reason=reason or Reason(rule="unsolved")))
         else:
             frames.append(_frame_plan(frame, solution, place, request.mount_mode))
+    if ways.deal is not None and any(s.base.projection != sphere.TAN for s in _shares(frames, request.settings)):
+        ways = Ways()
     stars = {f.frame: s.stars for f, s in zip(prepared, lists, strict=True)}
     frames = ways.scale(_with_transparency(frames, stars, request.settings), stars, request.settings)
     by_id = {f.frame: f for f in prepared}
@@ -118,6 +134,15 @@ def plan_frames(request: PlanRequest, refused: Sequence[LeftOut], ways: Ways) ->
         "distortion_px": plan.figures.get("distortion_px"),
     }
     return plan, LogNote(level="info", event="session_registered", fields=fields)
+
+
+def _shares(frames: Sequence[FramePlan], settings: PlanSettings) -> list[Share]:
+    return shares_of(canonical(frames), settings)[0]
+
+
+def is_wide(plan: Plan) -> bool:
+    """Whether a mosaic of the plan lies on no tangent plane, so that all its tiles are classic's."""
+    return any(m.lattice.projection != sphere.TAN for m in plan.mosaics)
 
 
 def _rounded(value: float | None) -> float | None:

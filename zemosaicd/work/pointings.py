@@ -16,7 +16,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from zemosaicd import sphere
-from zemosaicd.core.plan import Box, PlanSettings, cut, kind_of, lattice, pointings, window
+from zemosaicd.core.canvas import Box, cut, lattice, window
+from zemosaicd.core.plan import PlanSettings, kind_of, pointings
 from zemosaicd.model import FramePlan, FrameSky, Grid, Plan, TileSpec, Wcs
 from zemosaicd.science.photometry import frame_scales
 from zemosaicd.work import members
@@ -135,7 +136,7 @@ def one_sky(frames: list[FramePlan], fixed: FixedPixels, settings: PlanSettings)
         middles = np.array([(0.0, 0.0) if b is None else ((b[0] + b[2]) / 2, (b[1] + b[3]) / 2) for b in boxes])
         planes = _solve_planes(len(groups), shared, middles, half, groups[0][0].facts.channels)
         for group, plane, middle in zip(groups, planes, middles, strict=True):
-            done += [_over(f, base, plane, middle, half) for f in group]
+            done += [_over(f, base, plane, middle, half, groups[0][0]) for f in group]
     return done
 
 
@@ -237,8 +238,8 @@ def _gauged(planes: F64, middles: F64, half: float) -> F64:
     return out
 
 
-def _over(frame: FramePlan, base: Wcs, plane: F64, middle: F64, half: float) -> FramePlan:
-    """A frame whose sky has its pointing's plane (C, 3) too."""
+def _over(frame: FramePlan, base: Wcs, plane: F64, middle: F64, half: float, reference: FramePlan) -> FramePlan:
+    """A frame whose sky has its pointing's plane (C, 3), in ADU of the reference, too."""
     width, height = frame.facts.width, frame.facts.height
     way = sphere.homography(frame.wcs, base)
     x, y = (width - 1) / 2, (height - 1) / 2
@@ -247,7 +248,7 @@ def _over(frame: FramePlan, base: Wcs, plane: F64, middle: F64, half: float) -> 
         u, v = sphere.apply_plane(way, px, py)
         return np.asarray(plane @ np.array([1.0, (u - middle[0]) / half, (v - middle[1]) / half]))
 
-    scale = np.array(frame.transparency)
+    scale = np.array(frame.transparency) * (sphere.scale_arcsec(frame.wcs) / sphere.scale_arcsec(reference.wcs)) ** 2
     level = np.array(frame.sky_adu) + scale * at(x, y)
     slope_x = scale * (at(x + width / 4, y) - at(x - width / 4, y)) / (width / 2)
     slope_y = scale * (at(x, y + height / 4) - at(x, y - height / 4)) / (height / 2)

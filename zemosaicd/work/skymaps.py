@@ -21,6 +21,7 @@ from zemosaicd.core.cards import Cards
 from zemosaicd.core.wcs_cards import header_wcs
 from zemosaicd.model import Grid, Reason, Rejected, Wcs
 from zemosaicd.science.placement import Transform, homography_transform
+from zemosaicd.science.projections import to_pixels, to_sky
 
 Numbers = NDArray[np.float64]
 
@@ -51,12 +52,11 @@ def sky_map(cards: Cards, width: int, height: int) -> SkyMap:
 
 def grid_to_image(sky: SkyMap, grid: Grid) -> Transform:
     """The exact transform from a grid's pixels to the image's."""
-    if sky.wcs is not None:
+    if sky.wcs is not None and grid.wcs.projection == sphere.TAN:
         return homography_transform(sphere.homography(grid.wcs, sky.wcs))
-    matrix = np.array(sphere.sky_matrix(grid.wcs)).reshape(3, 3)
 
     def transform(x: Numbers, y: Numbers) -> tuple[Numbers, Numbers]:
-        u, v = sky.to_image(_directions(matrix, x.ravel(), y.ravel()))
+        u, v = sky.to_image(to_sky(grid.wcs, x.ravel(), y.ravel()))
         return u.reshape(x.shape), v.reshape(x.shape)
 
     return transform
@@ -64,15 +64,12 @@ def grid_to_image(sky: SkyMap, grid: Grid) -> Transform:
 
 def image_to_grid(sky: SkyMap, grid: Grid) -> Transform:
     """The exact transform from the image's pixels to a grid's; NaN on the far side of the grid's tangent plane."""
-    if sky.wcs is not None:
+    if sky.wcs is not None and grid.wcs.projection == sphere.TAN:
         return homography_transform(sphere.homography(sky.wcs, grid.wcs))
-    back = np.array(sphere.inverse(sphere.sky_matrix(grid.wcs))).reshape(3, 3)
 
     def transform(x: Numbers, y: Numbers) -> tuple[Numbers, Numbers]:
-        u, v, w = np.tensordot(back, sky.to_sky(x.ravel(), y.ravel()), 1)
-        with np.errstate(divide="ignore", invalid="ignore"):
-            inverse = np.where(w > 0.0, 1.0 / w, np.nan)
-        return (u * inverse).reshape(x.shape), (v * inverse).reshape(x.shape)
+        u, v = to_pixels(grid.wcs, sky.to_sky(x.ravel(), y.ravel()))
+        return u.reshape(x.shape), v.reshape(x.shape)
 
     return transform
 
@@ -94,22 +91,9 @@ def tangent_wcs(sky: SkyMap, width: int, height: int) -> Wcs:
 
 
 def _plain(wcs: Wcs) -> SkyMap:
-    matrix = np.array(sphere.sky_matrix(wcs)).reshape(3, 3)
-    back = np.array(sphere.inverse(sphere.sky_matrix(wcs))).reshape(3, 3)
-
-    def to_image(directions: Numbers) -> tuple[Numbers, Numbers]:
-        u, v, w = back @ directions
-        with np.errstate(divide="ignore", invalid="ignore"):
-            inverse = np.where(w > 0.0, 1.0 / w, np.nan)
-        return u * inverse, v * inverse
-
-    return SkyMap(to_sky=lambda x, y: _directions(matrix, x, y), to_image=to_image, wcs=wcs)
-
-
-def _directions(matrix: Numbers, x: Numbers, y: Numbers) -> Numbers:
-    """Unit vectors (3, n) of pixels of a tangent plane."""
-    there = matrix @ np.stack([x, y, np.ones_like(x)])
-    return there / np.linalg.norm(there, axis=0)
+    return SkyMap(
+        to_sky=lambda x, y: to_sky(wcs, x, y), to_image=lambda directions: to_pixels(wcs, directions), wcs=wcs
+    )
 
 
 def _no_sky(message: str) -> Rejected:
@@ -164,9 +148,9 @@ def _to_pixels(wcs: Any, world: tuple[Numbers, Numbers], width: int, height: int
 
 
 def _in_front(wcs: Any, world: tuple[Numbers, Numbers]) -> NDArray[np.bool_]:
-    """Zenithal projections fold the far side of the sky onto the near one: only what lies within 90 degrees of their
-    pole, which is the reference point, can be in the image."""
-    if wcs.wcs.ctype[0][-3:] not in ("SIN", "TAN", "STG", "ARC", "ZEA", "TPV", "SIP"):
+    """Some zenithal projections fold the far side of the sky onto the near one: only what lies within 90 degrees of
+    their pole, which is the reference point, can be in the image."""
+    if wcs.wcs.ctype[0][-3:] not in ("SIN", "TAN", "TPV", "SIP"):
         return np.ones(world[0].shape, np.bool_)
     longitude, latitude = np.radians(world[0]), np.radians(world[1])
     ra, dec = (math.radians(float(v)) for v in wcs.wcs.crval)

@@ -190,12 +190,7 @@ def _write(stack: _Stack, writer: FitsWriter, counts: FrameCount | None, band: S
     writer.write("WEIGHT", row0, band.weight[0] if flat else band.weight)
     if counts is not None:
         for tile, kept, rejected in zip(stack.tiles, band.kept, band.rejected, strict=True):
-            _, (first, last) = tile.placement.columns_and_rows(row0, row0 + rows)
-            shift = tile.placement.shift
-            if shift is None or first >= last:
-                continue
-            here = np.s_[first + shift[1] - row0 : last + shift[1] - row0, shift[0] : shift[0] + tile.file.width]
-            counts.add(tile, first, kept[here], row0, rejected[here])
+            counts.add_merged(tile, kept, (row0, row0 + rows), rejected)
         covered, lost = counts.finish(row0, rows)
         writer.write("COVERAGE", row0, covered)
         writer.write("REJECTED", row0, lost)

@@ -15,10 +15,11 @@ from zemosaicd.model import FramePlan, LogNote, TileSpec, Wcs
 from zemosaicd.work.jobs import PhaseMade, PlanSweep
 from zemosaicd.work.meter import Meter
 from zemosaicd.work.planfiles import read_request
-from zemosaicd.work.planning import Ways, finish, plan_frames
+from zemosaicd.work.planning import Ways, finish, is_wide, plan_frames
 from zemosaicd.work.pointings import one_scale, one_sky
 
 MODE = "sds"
+TO_CLASSIC = "sds_and_mosaic_first_failed_fallback_mastertiles"
 
 
 def plan_sweep(job: PlanSweep) -> PhaseMade:
@@ -35,7 +36,10 @@ def plan_sweep(job: PlanSweep) -> PhaseMade:
         return tiles or deal_groups(groups, base, mosaic, first, settings)
 
     plan, note = plan_frames(request, (), Ways(scale=one_scale, level=one_sky, deal=deal))
-    back = any(n.event == "sds_and_mosaic_first_failed_fallback_mastertiles" for n in notes)
+    if is_wide(plan):
+        why = "a mosaic is too wide for one tangent plane, or shall have another projection"
+        notes = [LogNote(level="warning", event=TO_CLASSIC, fields={"reason": why})]
+    back = any(n.event == TO_CLASSIC for n in notes)
     plan = replace(plan, mode=DEFAULT) if back else replace(plan, mode=MODE, altaz_cleanup=False, altaz_decision="")
     made = finish(plan, note, meter, Path(job.plan_path))
     return replace(made, notes=(*made.notes, *notes))
