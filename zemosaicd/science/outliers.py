@@ -87,7 +87,7 @@ def _judged(layers: Sequence[Layer], rows: tuple[int, int], columns: tuple[int, 
         samples, variance, codes, centre, low, gradient, judgement.photon, judgement.pedestal,
         RULE.kernel_gain * RULE.k**2, RULE.k * RULE.gradient,
     )  # fmt: skip
-    rejection.grow(codes, count[0] >= rejection.MIN_JUDGED, channels, -(-GROW_LEAST * channels // 3))
+    rejection.grow(codes, count[0] >= rejection.MIN_JUDGED, -(-GROW_LEAST * channels // 3))
     rejection.restore(codes, channels)
     seen = codes & UNSEEN == 0
     rejected = seen & (codes != 0)

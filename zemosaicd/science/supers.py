@@ -66,7 +66,7 @@ def merge(samples: Pixels, ivar: Pixels, alpha: Pixels, halo: tuple[int, int]) -
         rejection.gradients(centre, count, gradient)
         _judge(samples, ivar, codes, centre, low, spread, gradient)
         _judge_faint(samples, ivar, codes, centre, spread, gradient)
-        rejection.grow(codes, count[0] >= MIN_JUDGED, channels, -(-GROW_LEAST * channels // 3))
+        rejection.grow(codes, count[0] >= MIN_JUDGED, -(-GROW_LEAST * channels // 3))
         rejection.restore(codes, channels)
     own = slice(halo[0], height - halo[1])
     codes, seen = codes[:, own], seen[:, own]

@@ -56,7 +56,7 @@ class FrameCount:
         counted = tile.file.rows(first, first + height, COVERAGE)[0].astype(np.int64)
         lost = np.zeros_like(counted)
         if tile.file.has(REJECTED):
-            lost += tile.file.rows(first, first + height, REJECTED)[0]
+            lost += tile.file.rows(first, first + height, REJECTED)[0].astype(np.int64)
         here, pixels, outside = self._pixels(tile, first, height, band)
         counted, lost = counted[pixels], lost[pixels]
         kept, rejected = flags(here, pixels)
