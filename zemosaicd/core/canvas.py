@@ -23,6 +23,11 @@ PLATE_DEG = {sphere.CAR: (170.0, 80.0), sphere.HPX: (170.0, 40.0)}
 """How far from the centre, in native longitude and latitude, a projection has neither seam nor gore."""
 DISC_DEG = 170.0
 """The same of ZEA, in any direction: opposite its centre a point becomes a circle."""
+ALIKE = 1.05
+"""Scales that differ by less are one camera's."""
+FINEST = 2.0
+"""So many times finer than the median frame's a mosaic's pixels are at most: a pixel of sky costs disk space, whoever
+has seen it."""
 OUTLINE_PX = 32
 """A tile's outline is followed in steps of this on its way to another projection."""
 
@@ -85,15 +90,14 @@ def footprint_of(frame: FramePlan) -> Sequence[sphere.Vector]:
 
 
 def lattice(frames: Sequence[FramePlan], orientation: str, projection: str = sphere.TAN) -> Wcs:
-    """The plane of a mosaic: at the mean direction of its frames, at their median scale.
+    """The plane of a mosaic: at the mean direction of its frames, at their scale (`scale_of`).
 
     "north": north up, east left. "auto": turned to the rectangle of least area round all footprints (rotating
     calipers), by the quarter turn that keeps north nearest to up.
     """
     grids = [grid_of(f) for f in frames]
     ra, dec = sphere.position(sphere.mean_direction(sphere.centre_of(g) for g in grids))
-    scales = sorted(sphere.scale_arcsec(g.wcs) for g in grids)
-    s = scales[len(scales) // 2] / 3600.0
+    s = scale_of(sphere.scale_arcsec(g.wcs) for g in grids) / 3600.0
     if projection == sphere.HPX:
         s *= math.sqrt(sphere.HPX_AREA)  # so that its pixels have the frames' solid angle
     north = Wcs(ra_deg=ra, dec_deg=dec, x_px=0.0, y_px=0.0, cd=(-s, 0.0, 0.0, s), projection=projection)
@@ -103,6 +107,17 @@ def lattice(frames: Sequence[FramePlan], orientation: str, projection: str = sph
     turn = _least_rectangle_rad(points)
     c, n = math.cos(turn), math.sin(turn)
     return replace(north, cd=(-s * c, s * n, s * n, s * c))
+
+
+def scale_of(scales_arcsec: Iterable[float]) -> float:
+    """The scale of a mosaic of frames of these scales: the median of those of the finest camera.
+
+    On coarser pixels its frames would lose light and sharpness for good; on finer ones nothing is lost, there are only
+    more of them, which FINEST bounds.
+    """
+    scales = sorted(scales_arcsec)
+    fine = [s for s in scales if s <= ALIKE * scales[0]]
+    return max(fine[len(fine) // 2], scales[len(scales) // 2] / FINEST)
 
 
 def _least_rectangle_rad(points: Sequence[tuple[float, float]]) -> float:

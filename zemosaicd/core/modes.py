@@ -21,8 +21,9 @@ class Mode:
 
     `takes_pictures`: its input are finished pictures with a WCS, not raw frames. `counts_frames`: its tiles know how
     many frames each of their pixels has seen. `masks_tiles`: its tiles get what SPEC's section 6 says (V8). `feathers`:
-    its tiles overlap and fade into each other; else they are butted. `judges_tiles`: each of
-    them has seen a pixel too seldom to tell what is no sky, so Phase 5 judges them against each other.
+    its tiles overlap and fade into each other; else they are butted. `one_sky`: its planner brings all frames of a
+    group of tiles to one scale and sky, so Phase 5 corrects them as one. `judges_tiles`: each of them has seen a pixel
+    too seldom to tell what is no sky, so Phase 5 judges them against each other.
     `plans_by_pixels`: its planner reads prepared frames, not only what was measured on them. `warm_up`: what a worker
     of it imports at once (a function of work.jobs); `many_jobs`: there is work for several of them. `tile_kind`: what
     its tiles are to Phase 7. `success`: what is logged when its mosaic is published.
@@ -35,6 +36,7 @@ class Mode:
     counts_frames: bool = True
     masks_tiles: bool = False
     feathers: bool = True
+    one_sky: bool = False
     judges_tiles: bool = False
     plans_by_pixels: bool = False
     tile_kind: ArtefactKind = ArtefactKind.MASTER_TILE
@@ -72,6 +74,7 @@ MODES: dict[str, Mode] = {
             phases=("0", "1", "2", "3", "4", "5", "6", "7"),
             planner="cells",
             feathers=False,
+            one_sky=True,
             plans_by_pixels=True,
         ),
         Mode(

@@ -16,7 +16,7 @@ from dataclasses import dataclass, replace
 
 from zemosaicd import sphere
 from zemosaicd.core import mount
-from zemosaicd.core.canvas import area_of, choose, cut, grid_of, lattice, union, window
+from zemosaicd.core.canvas import ALIKE, area_of, choose, cut, grid_of, lattice, union, window
 from zemosaicd.core.islands import islands
 from zemosaicd.model import FrameId, FramePlan, Grid, LeftOut, MosaicSpec, MountMode, Plan, Reason, TileSpec, Wcs
 
@@ -93,16 +93,20 @@ def _turn_deg(a: Grid, b: Grid) -> float:
 
 
 def pointings(frames: Sequence[FramePlan], settings: PlanSettings) -> list[list[FramePlan]]:
-    """Frames of one kind, in canonical order, gathered round the first frame of each pointing and orientation."""
+    """Frames of one kind, in canonical order, gathered round the first frame of each pointing and orientation.
+
+    Two scales never share a pointing, even if nothing in the headers tells the cameras apart.
+    """
     groups: list[list[FramePlan]] = []
     for frame in frames:
-        grid = grid_of(frame)
+        grid, scale = grid_of(frame), sphere.scale_arcsec(frame.wcs)
         centre = sphere.centre_of(grid)
-        short_deg = min(frame.facts.width, frame.facts.height) * sphere.scale_arcsec(frame.wcs) / 3600.0
+        short_deg = min(frame.facts.width, frame.facts.height) * scale / 3600.0
         best: tuple[float, list[FramePlan]] | None = None
         for group in groups:
             away = sphere.separation_deg(centre, sphere.centre_of(grid_of(group[0])))
-            near = away <= settings.group_radius_fraction * short_deg
+            other = sphere.scale_arcsec(group[0].wcs)
+            near = away <= settings.group_radius_fraction * short_deg and max(scale, other) <= ALIKE * min(scale, other)
             if near and _turn_deg(grid, grid_of(group[0])) <= settings.group_rotation_deg:
                 best = min(best or (away, group), (away, group), key=lambda pair: pair[0])
         if best is None:
@@ -164,11 +168,15 @@ def _main(groups: Sequence[Sequence[FramePlan]], centres: Sequence[sphere.Vector
 def _too_wide(groups: Sequence[Sequence[FramePlan]], settings: PlanSettings) -> Reason | None:
     """Why these pointings make no mosaic together; None if they do."""
     frames = [f for g in groups for f in g]
-    box = window(frames, choose(frames, settings.projection, settings.orientation)[0])
+    base = choose(frames, settings.projection, settings.orientation)[0]
+    box = window(frames, base)
     if box is None:
         return Reason(rule="far_from_target", value=None, threshold=90.0, message="no plane holds them all")
     area = area_of(box)
-    ratio = area / sum(g[0].facts.width * g[0].facts.height for g in groups)
+    fine = sphere.scale_arcsec(base)
+    ratio = area / sum(
+        g[0].facts.width * g[0].facts.height * (sphere.scale_arcsec(g[0].wcs) / fine) ** 2 for g in groups
+    )
     if ratio > settings.sparse_limit:
         message = f"the mosaic would be {ratio:.0f} times its tiles' area"
         return Reason(rule="far_from_target", value=round(ratio, 1), threshold=settings.sparse_limit, message=message)

@@ -13,7 +13,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 from numba import njit
@@ -44,12 +44,18 @@ MAX_EFFECTIVE_BLOCKS = 400
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class TileExtent:
-    """A tile's centre on the grid and half its longer side, px; how many frames it holds."""
+    """A tile's centre on the grid and half its longer side, px; how many frames it holds.
+
+    `camera`: who took these; the units of a mosaic are those of one. `unit`: tiles that name the same have come to one
+    scale and sky before, and are corrected as one; "": each by itself.
+    """
 
     x: float
     y: float
     half_px: float
     frames: int
+    camera: str = ""
+    unit: str = ""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -104,8 +110,44 @@ def solve_tiles(overlaps: Sequence[Overlap], tiles: Sequence[TileExtent], channe
     Gains: robust weighted least squares of ln ratios; in each connected part the tiles with most frames have a gain of
     1 in the mean. Offsets and slopes: Huber, in units of the block noise, with slopes drawn towards 0 as far as the
     overlaps leave them open; in each connected part the mean offset and the mean slope are 0, so that the overall sky
-    stays. Tiles without overlaps are left as they are.
+    stays. Where several cameras took a part, both are said of the tiles of the one with most frames (`_leading`), whose
+    ADU and sky the part then has. Tiles without overlaps are left as they are.
     """
+    members: dict[str | int, list[TileExtent]] = {}
+    for i, tile in enumerate(tiles):
+        members.setdefault(tile.unit or i, []).append(tile)
+    number = {name: u for u, name in enumerate(members)}
+    each = [number[tile.unit or i] for i, tile in enumerate(tiles)]
+    whole = [_joined(m) for m in members.values()]
+    joined = [replace(o, first=each[o.first], second=each[o.second]) for o in overlaps]
+    corrections, components = _solve(joined, whole, channels)
+    own = tuple(corrections[e] for e in each)
+    return TileSolution(tiles=own, seams=tuple(_seam(o, own) for o in overlaps), components=components)
+
+
+def _joined(tiles: Sequence[TileExtent]) -> TileExtent:
+    """What the tiles of one unit cover."""
+    if len(tiles) == 1:
+        return tiles[0]
+    x0, x1 = min(t.x - t.half_px for t in tiles), max(t.x + t.half_px for t in tiles)
+    y0, y1 = min(t.y - t.half_px for t in tiles), max(t.y + t.half_px for t in tiles)
+    frames = sum(t.frames for t in tiles)
+    return replace(tiles[0], x=(x0 + x1) / 2, y=(y0 + y1) / 2, half_px=max(x1 - x0, y1 - y0) / 2, frames=frames)
+
+
+def _leading(tiles: Sequence[TileExtent], members: I64) -> I64:
+    """Of these tiles, those of the camera that took most frames of them; of two such, of the first."""
+    frames: dict[str, int] = {}
+    for i in members:
+        frames[tiles[i].camera] = frames.get(tiles[i].camera, 0) + tiles[i].frames
+    camera = max(frames, key=lambda c: frames[c])
+    return members[[tiles[i].camera == camera for i in members]]
+
+
+def _solve(
+    overlaps: Sequence[Overlap], tiles: Sequence[TileExtent], channels: int
+) -> tuple[tuple[TileCorrection, ...], int]:
+    """The correction of each, and how many connected parts they make."""
     n = len(tiles)
     first, second = (np.array([getattr(o, side) for o in overlaps], np.int64) for side in ("first", "second"))
     components, label = parts_of(first.tolist(), second.tolist(), n)
@@ -126,7 +168,7 @@ def solve_tiles(overlaps: Sequence[Overlap], tiles: Sequence[TileExtent], channe
         )
         for i, t in enumerate(tiles)
     )  # fmt: skip
-    return TileSolution(tiles=corrections, seams=tuple(_seam(o, corrections) for o in overlaps), components=components)
+    return corrections, components
 
 
 def _tuple(values: F64) -> tuple[float, ...]:
@@ -159,8 +201,8 @@ def _gains(overlaps: Sequence[Overlap], tiles: Sequence[TileExtent], place: I64,
     _, part = parts_of(first.tolist(), second.tolist(), n)
     frames = np.array([t.frames for t in tiles])
     for p in np.unique(part):
-        mine = np.flatnonzero(part == p)
-        response[mine] -= response[mine[frames[mine] == frames[mine].max()]].mean()
+        mine, heads = np.flatnonzero(part == p), _leading(tiles, np.flatnonzero(part == p))
+        response[mine] -= response[heads[frames[heads] == frames[heads].max()]].mean()
     return np.exp(-response), measured
 
 
@@ -322,15 +364,15 @@ def _lone_planes(blocks: _Blocks, difference: F64) -> tuple[F64, F64, F64]:
 
 
 def _gauged(planes: F64, tiles: Sequence[TileExtent], label: I64) -> F64:
-    """Take one common plane out of each connected part, so that its mean offset and mean slope are 0."""
+    """Take one common plane out of each connected part, so that the mean of its leading camera's tiles is 0."""
     out = planes.copy()
     centre = np.array([(t.x, t.y) for t in tiles])
     for part in np.unique(label):
-        mine = label == part
-        slope = out[mine, 1:].mean(axis=0)
+        mine, heads = label == part, _leading(tiles, np.flatnonzero(label == part))
+        slope = out[heads, 1:].mean(axis=0)
         out[mine, 1:] -= slope
         out[mine, 0] -= centre[mine] @ slope
-        out[mine, 0] -= out[mine, 0].mean()
+        out[mine, 0] -= out[heads, 0].mean()
     return out
 
 

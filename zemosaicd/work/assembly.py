@@ -37,7 +37,7 @@ from zemosaicd.work.coadding import Coadd, add_all, band_rows
 from zemosaicd.work.fitswrite import OWN_BUDGET, write_fits
 from zemosaicd.work.jobs import MakeMosaic, PhaseMade
 from zemosaicd.work.judging import judgement_of
-from zemosaicd.work.measuring import Tile, open_tile, overlaps_of
+from zemosaicd.work.measuring import Tile, extents_of, open_tile, overlaps_of
 from zemosaicd.work.meter import Meter
 from zemosaicd.work.mosaicfile import certificate_cards, frames_table, images_of
 from zemosaicd.work.planfiles import read_plan
@@ -56,7 +56,7 @@ def make_mosaic(job: MakeMosaic) -> PhaseMade:
     threads = max(1, job.settings.threads)
     with ExitStack() as files, ThreadPoolExecutor(threads) as pool:
         grid, tiles = _tiles(plan, spec, job, files, pool)
-        solution = solve_tiles(overlaps_of(tiles, pool.map), [t.extent for t in tiles], spec.channels)
+        solution = solve_tiles(overlaps_of(tiles, pool.map), extents_of(plan, tiles), spec.channels)
         factor = max(1, -(-max(grid.width, grid.height) // job.settings.preview_max_px))
         frames = _frames(plan, tiles, job.without)
         judges = MODES[plan.mode].judges_tiles

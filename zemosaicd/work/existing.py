@@ -1,8 +1,9 @@
 """Mode existing (D4): a folder of master tiles, ours or anybody's, becomes a plan whose tiles are made.
 
-Each tile's header says where it lies; the grid is the union of their footprints on one plane (core.canvas), at their
-median scale, turned to the rectangle of least area (Phase 4). Tiles that already lie on one lattice keep it, so that
-their pixels pass unchanged. Tiles stand in the plan as frames do elsewhere: each is used, or left out with its reason.
+Each tile's header says where it lies; the grid is the union of their footprints on one plane (core.canvas), at the
+scale of the finest, turned to the rectangle of least area (Phase 4). Tiles that already lie on one lattice keep it, so
+that their pixels pass unchanged. Tiles stand in the plan as frames do elsewhere: each is used, or left out with its
+reason.
 """
 
 from __future__ import annotations

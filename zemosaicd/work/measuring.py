@@ -17,7 +17,9 @@ from numpy.typing import NDArray
 
 from zemosaicd import sphere
 from zemosaicd.core.canvas import Box, box_of
-from zemosaicd.model import Grid, TileSpec
+from zemosaicd.core.modes import MODES
+from zemosaicd.core.plan import kind_of
+from zemosaicd.model import Grid, Plan, TileSpec
 from zemosaicd.science.coverage import edge_weight
 from zemosaicd.science.overlaps import BLOCK_PX, Overlap, TileSample, TileStars, fill_levels, joined, overlap_of
 from zemosaicd.science.placement import MAX_ERROR_PX, WIDE_ERROR_PX, Placement, Transform, place
@@ -141,6 +143,17 @@ def _feather(file: TileFile, feather_px: float) -> None:
         top, bottom = max(0, first - halo), min(file.height, last + halo)
         valid = np.asarray(np.isfinite(file.rows(top, bottom)).all(axis=0))
         file.keep_alpha(first, edge_weight(valid, feather_px)[first - top : last - top])
+
+
+def extents_of(plan: Plan, tiles: Sequence[Tile]) -> list[TileExtent]:
+    """The tiles' places for the photometric solve, and which of them belong together there."""
+    mode = MODES[plan.mode]
+
+    def extent(tile: Tile) -> TileExtent:
+        camera = "" if mode.takes_pictures else "/".join(kind_of(plan.frames[tile.spec.reference]))
+        return replace(tile.extent, camera=camera, unit=tile.spec.group if mode.one_sky else "")
+
+    return [extent(t) for t in tiles]
 
 
 # --- overlaps ------------------------------------------------------------------------------------------------------

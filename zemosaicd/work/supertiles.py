@@ -36,7 +36,7 @@ from zemosaicd.work.coadding import TileRows
 from zemosaicd.work.fitswrite import OWN_BUDGET, CardValue, FitsWriter, ImageSpec, write_fits
 from zemosaicd.work.framecount import FrameCount
 from zemosaicd.work.jobs import MergeTiles, PhaseMade
-from zemosaicd.work.measuring import Tile, open_tile, overlaps_of
+from zemosaicd.work.measuring import Tile, extents_of, open_tile, overlaps_of
 from zemosaicd.work.meter import Meter
 from zemosaicd.work.planfiles import read_plan
 from zemosaicd.work.seams import seam_cards, seam_figures
@@ -53,7 +53,7 @@ def merge_tiles(job: MergeTiles) -> PhaseMade:
     threads = max(1, job.settings.threads)
     with ExitStack() as files, ThreadPoolExecutor(threads) as pool:
         spec, tiles = _tiles(plan, job, files, pool)
-        solution = solve_tiles(overlaps_of(tiles, pool.map), [t.extent for t in tiles], spec.channels)
+        solution = solve_tiles(overlaps_of(tiles, pool.map), extents_of(plan, tiles), spec.channels)
         mode = MODES[plan.mode]
         stack = _Stack(
             spec=spec,
