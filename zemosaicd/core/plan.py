@@ -1,8 +1,8 @@
 """Phase 2: a closed set of frames becomes a tile plan.
 
 Pure and deterministic: the same frames and settings give the same plan, whatever order they arrived in (C7). Frames
-that may not mix (filter, telescope, camera, exposure, gain, binning, size, Bayer pattern, mount mode) never share a
-group (C3); within a group they share a pointing, and, where `group_rotation_deg` asks for it, an orientation. Every
+that may not mix (filter, telescope, camera, exposure, gain, binning, size, Bayer pattern, mount mode, scale) never
+share a group (C3); within one they share a pointing, and, where `group_rotation_deg` asks for it, an orientation. Every
 tile's grid is a window of its mosaic's lattice (one tangent plane, one scale, one orientation, whole-pixel offsets), so
 a tile lands in the mosaic without a second interpolation; only where the mosaic is too wide for a tangent plane
 (core.canvas) has each group one of its own.
@@ -13,6 +13,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, replace
+from itertools import pairwise
 
 from zemosaicd import sphere
 from zemosaicd.core import mount
@@ -72,7 +73,23 @@ def kind_of(frame: FramePlan) -> tuple[str, ...]:
         f"{f.width}x{f.height}",
         f.bayer,
         frame.mount_mode.value,
+        f"{f.scale_arcsec:.4g}",
     )
+
+
+def at_their_scales(frames: Sequence[FramePlan]) -> list[FramePlan]:
+    """The frames, each with the scale that its camera was found to have (`FrameFacts.scale_arcsec`).
+
+    That is the median of the camera's frames; where they are not all alike, since its telescope was changed and no
+    card says so, of those about this one. So frames of two scales are of two kinds.
+    """
+    found: dict[FrameId, float] = {}
+    for sensor in sorted({f.facts.sensor for f in frames}):
+        mine = sorted((sphere.scale_arcsec(f.wcs), f.frame) for f in frames if f.facts.sensor == sensor)
+        steps = [i for i in range(1, len(mine)) if mine[i][0] > ALIKE * mine[i - 1][0]]
+        for first, last in pairwise([0, *steps, len(mine)]):
+            found |= {frame: mine[(first + last) // 2][0] for _, frame in mine[first:last]}
+    return [replace(f, facts=replace(f.facts, scale_arcsec=found[f.frame])) for f in frames]
 
 
 def mosaic_key(frame: FramePlan) -> str:
@@ -93,20 +110,16 @@ def _turn_deg(a: Grid, b: Grid) -> float:
 
 
 def pointings(frames: Sequence[FramePlan], settings: PlanSettings) -> list[list[FramePlan]]:
-    """Frames of one kind, in canonical order, gathered round the first frame of each pointing and orientation.
-
-    Two scales never share a pointing, even if nothing in the headers tells the cameras apart.
-    """
+    """Frames of one kind, in canonical order, gathered round the first frame of each pointing and orientation."""
     groups: list[list[FramePlan]] = []
     for frame in frames:
-        grid, scale = grid_of(frame), sphere.scale_arcsec(frame.wcs)
+        grid = grid_of(frame)
         centre = sphere.centre_of(grid)
-        short_deg = min(frame.facts.width, frame.facts.height) * scale / 3600.0
+        short_deg = min(frame.facts.width, frame.facts.height) * sphere.scale_arcsec(frame.wcs) / 3600.0
         best: tuple[float, list[FramePlan]] | None = None
         for group in groups:
             away = sphere.separation_deg(centre, sphere.centre_of(grid_of(group[0])))
-            other = sphere.scale_arcsec(group[0].wcs)
-            near = away <= settings.group_radius_fraction * short_deg and max(scale, other) <= ALIKE * min(scale, other)
+            near = away <= settings.group_radius_fraction * short_deg
             if near and _turn_deg(grid, grid_of(group[0])) <= settings.group_rotation_deg:
                 best = min(best or (away, group), (away, group), key=lambda pair: pair[0])
         if best is None:

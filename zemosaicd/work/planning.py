@@ -20,6 +20,7 @@ from zemosaicd.core.plan import (
     Deal,
     PlanSettings,
     Share,
+    at_their_scales,
     canonical,
     kind_of,
     make_plan,
@@ -113,6 +114,7 @@ def plan_frames(request: PlanRequest, refused: Sequence[LeftOut], ways: Ways) ->
             left_out.append(LeftOut(frame=frame.frame, path=frame.path, reason=reason or Reason(rule="unsolved")))
         else:
             frames.append(_frame_plan(frame, solution, place, request.mount_mode))
+    frames = at_their_scales(frames)
     if ways.deal is not None and any(s.base.projection != sphere.TAN for s in _shares(frames, request.settings)):
         ways = Ways()
     stars = {f.frame: s.stars for f, s in zip(prepared, lists, strict=True)}
