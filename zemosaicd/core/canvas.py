@@ -7,12 +7,14 @@ degrees, 10 % at 14.3, 54 % at 30. So "auto" takes ZEA, on which all pixels have
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import replace
+from typing import TypeVar
 
 from zemosaicd import sphere
 from zemosaicd.model import FramePlan, Grid, LogNote, Plan, Wcs
 
+K = TypeVar("K", int, str)
 Box = tuple[int, int, int, int]
 """x0, y0, x1, y1 on a lattice, in whole pixels; x1 and y1 are excluded."""
 
@@ -118,6 +120,17 @@ def scale_of(scales_arcsec: Iterable[float]) -> float:
     scales = sorted(scales_arcsec)
     fine = [s for s in scales if s <= ALIKE * scales[0]]
     return max(fine[len(fine) // 2], scales[len(scales) // 2] / FINEST)
+
+
+def alike(scales_arcsec: Mapping[K, float]) -> list[list[K]]:
+    """Whose scales lie together, finest first: a step of more than ALIKE parts two cameras."""
+    order: list[K] = sorted(scales_arcsec, key=lambda k: (scales_arcsec[k], k))
+    parts: list[list[K]] = []
+    for i, k in enumerate(order):
+        if i == 0 or scales_arcsec[k] > ALIKE * scales_arcsec[order[i - 1]]:
+            parts.append([])
+        parts[-1].append(k)
+    return parts
 
 
 def _least_rectangle_rad(points: Sequence[tuple[float, float]]) -> float:

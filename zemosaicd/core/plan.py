@@ -13,11 +13,10 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, replace
-from itertools import pairwise
 
 from zemosaicd import sphere
 from zemosaicd.core import mount
-from zemosaicd.core.canvas import ALIKE, area_of, choose, cut, grid_of, lattice, union, window
+from zemosaicd.core.canvas import alike, area_of, choose, cut, grid_of, lattice, union, window
 from zemosaicd.core.islands import islands
 from zemosaicd.model import FrameId, FramePlan, Grid, LeftOut, MosaicSpec, MountMode, Plan, Reason, TileSpec, Wcs
 
@@ -85,10 +84,9 @@ def at_their_scales(frames: Sequence[FramePlan]) -> list[FramePlan]:
     """
     found: dict[FrameId, float] = {}
     for sensor in sorted({f.facts.sensor for f in frames}):
-        mine = sorted((sphere.scale_arcsec(f.wcs), f.frame) for f in frames if f.facts.sensor == sensor)
-        steps = [i for i in range(1, len(mine)) if mine[i][0] > ALIKE * mine[i - 1][0]]
-        for first, last in pairwise([0, *steps, len(mine)]):
-            found |= {frame: mine[(first + last) // 2][0] for _, frame in mine[first:last]}
+        scales = {f.frame: sphere.scale_arcsec(f.wcs) for f in frames if f.facts.sensor == sensor}
+        for part in alike(scales):
+            found |= dict.fromkeys(part, scales[part[len(part) // 2]])
     return [replace(f, facts=replace(f.facts, scale_arcsec=found[f.frame])) for f in frames]
 
 

@@ -12,7 +12,8 @@ from collections.abc import Container, Mapping, Sequence
 from dataclasses import replace
 from itertools import pairwise
 
-from zemosaicd.core.canvas import convex_hull, union
+from zemosaicd import sphere
+from zemosaicd.core.canvas import alike, convex_hull, union
 from zemosaicd.core.cells import outline
 from zemosaicd.core.events import TileDone, TilesMerged
 from zemosaicd.core.plan import tile_bytes
@@ -25,7 +26,7 @@ LEAST_MEMBERS, MOST_MEMBERS = 2, 64
 
 def with_supers(plan: Plan, overlap: float) -> Plan:
     """The plan with its super tiles, numbered on from its tiles. `overlap`: the least share of the smaller of two
-    footprints that joins them; 0: no tile is merged."""
+    footprints that joins them; 0: no tile is merged. Tiles of two scales are not judged against each other."""
     if overlap <= 0.0:
         return plan
     specs = {t.tile: t for t in plan.tiles}
@@ -34,7 +35,9 @@ def with_supers(plan: Plan, overlap: float) -> Plan:
     extra = 0
     for mosaic in plan.mosaics:
         hulls = {t: _footprint(plan, specs[t], mosaic) for t in mosaic.tiles}
-        for members in groups(hulls, overlap):
+        scales = {t: sphere.scale_arcsec(plan.frames[specs[t].reference].wcs) for t in mosaic.tiles}
+        joined = [m for part in alike(scales) for m in groups({t: hulls[t] for t in part}, overlap)]
+        for members in sorted(joined):
             number += 1
             supers[number] = members
             made = super_spec(number, [specs[t] for t in members], mosaic)

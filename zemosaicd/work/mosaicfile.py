@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from datetime import UTC, datetime
 from pathlib import Path
@@ -13,6 +14,7 @@ import numpy as np
 from zemosaicd import __version__, sphere
 from zemosaicd.core.cards import number, text
 from zemosaicd.core.modes import Mode
+from zemosaicd.core.plan import kind_of
 from zemosaicd.model import FramePlan, Grid, MosaicSpec
 from zemosaicd.work.coadding import Coadd
 from zemosaicd.work.fitswrite import ImageSpec
@@ -44,12 +46,12 @@ def images_of(job: MakeMosaic, spec: MosaicSpec, coadd: Coadd) -> list[ImageSpec
 def _cards(
     job: MakeMosaic, spec: MosaicSpec, frames: Sequence[FramePlan], tiles: Sequence[Tile], mode: Mode
 ) -> dict[str, Any]:
-    first = frames[0].facts
+    first, lead = frames[0].facts, _leading(frames, mode).facts
     cards: dict[str, Any] = {
-        "OBJECT": first.object_name,
+        "OBJECT": lead.object_name,
         "FILTER": spec.filter_name,
-        "INSTRUME": first.camera,
-        "TELESCOP": first.telescope,
+        "INSTRUME": lead.camera,
+        "TELESCOP": lead.telescope,
         "NTILES": (len(tiles) - len(job.supers) + sum(len(members) for _, members in job.supers), "master tiles"),
         "NSUPER": (len(job.supers), "super tiles made of some of them"),
         "CREATOR": f"zemosaicd {__version__}",
@@ -60,12 +62,19 @@ def _cards(
         cards["BUNIT"] = unit
     if mode.counts_frames:
         cards["NCOMBINE"] = (len(frames), "distinct frames")
-        cards["EXPTIME"] = (first.exposure_s, "[s] of one frame")
+        cards["EXPTIME"] = (lead.exposure_s, "[s] of one frame")
         cards["EXPTOTAL"] = (sum(f.facts.exposure_s for f in frames), "[s] of all frames together")
     if first.observed_s is not None:
         cards["DATE-OBS"] = datetime.fromtimestamp(first.observed_s, UTC).strftime("%Y-%m-%dT%H:%M:%S")
         cards["MJD-OBS"] = math.floor(first.observed_s) / 86400.0 + 40587.0  # without it, readers warn and add it
     return cards | certificate_cards({}, {}, [])
+
+
+def _leading(frames: Sequence[FramePlan], mode: Mode) -> FramePlan:
+    """The first frame of the camera that took most of them, as whose the mosaic is given (science.tilesolve)."""
+    kinds = Counter(kind_of(f) for f in frames)
+    most = max(sorted(kinds), key=lambda kind: kinds[kind])
+    return frames[0] if mode.takes_pictures else next(f for f in frames if kind_of(f) == most)
 
 
 def certificate_cards(figures: Mapping[str, Any], seams: Mapping[str, Any], tiles: Sequence[Tile]) -> dict[str, Any]:
