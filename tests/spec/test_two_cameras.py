@@ -6,7 +6,11 @@ points are those of stars that only one of the two has seen, against the truth o
 
 from __future__ import annotations
 
+import atexit
+import functools
 import math
+import shutil
+import tempfile
 from dataclasses import replace
 from pathlib import Path
 
@@ -34,32 +38,70 @@ ALIKE = replace(
 """The second camera, of which no card but the focal length says that it is another."""
 
 
-@pytest.mark.parametrize(
-    ("mode", "second"),
-    [
-        pytest.param("classic", pair.SECOND, id="classic"),
-        pytest.param("classic", ALIKE, id="classic-cards_alike"),
-        pytest.param("grid", pair.SECOND, id="grid"),
-        pytest.param("sds", ALIKE, id="sds-cards_alike"),
-    ],
-)
-def test_I6_two_cameras_make_one_mosaic_of_one_zero_point(tmp_path: Path, mode: str, second: pair.Night) -> None:
-    """One mosaic of all frames, in which the light of a star that only the second camera saw is within 1 % of what the
-    first would have made of it, and no pixel that either has seen well is a hole; SDS says why it makes master tiles.
-    """
-    place = Place(tmp_path, (f"session.mode={mode}",))
-    sky, both = pair.cameras(second=second)
-    drop([f.path for camera in both for f in camera.frames], place.incoming)
+RUNS = [
+    pytest.param("classic", pair.SECOND, id="classic"),
+    pytest.param("classic", ALIKE, id="classic-cards_alike"),
+    pytest.param("grid", pair.SECOND, id="grid"),
+    pytest.param("sds", ALIKE, id="sds-cards_alike"),
+]
+
+
+@functools.cache
+def made(mode: str, second: pair.Night) -> Place:
+    """The frames of both through `process`, once a test run."""
+    place = Place(Path(tempfile.mkdtemp(prefix="zemosaicd-pair-")), (f"session.mode={mode}",))
+    atexit.register(shutil.rmtree, place.root, ignore_errors=True)
+    drop([f.path for camera in pair.cameras(second=second)[1] for f in camera.frames], place.incoming)
     assert place.process() == 0
-    report = place.report()
-    assert (report["verdict"], report["mode"]) == ("good", "classic" if mode == "sds" else mode)
-    assert report["frames"]["used"] == sum(len(c.frames) for c in both)
-    ones, others = pair.zero_points(place.mosaic(), sky, both)
+    return place
+
+
+@pytest.mark.parametrize(("mode", "second"), RUNS)
+def test_I6_two_cameras_make_one_mosaic_of_one_zero_point(mode: str, second: pair.Night) -> None:
+    """The light of a star that only the second camera saw is within 1 % of what the first would have made of it."""
+    sky, both = pair.cameras(second=second)
+    ones, others = pair.zero_points(made(mode, second).mosaic(), sky, both)
     assert min(len(ones), len(others)) >= 25
     np.testing.assert_allclose(np.median(others, axis=0) / np.median(ones, axis=0), 1.0, atol=0.01)
+
+
+@pytest.mark.parametrize(("mode", "second"), RUNS)
+def test_I6_two_cameras_make_one_mosaic_without_a_hole(mode: str, second: pair.Night) -> None:
+    """All frames are in it, each tile has those of one camera, and no pixel that either has seen well shows nothing."""
+    place, (_, both) = made(mode, second), pair.cameras(second=second)
+    report = place.report()
+    assert (report["verdict"], report["islands"]) == ("good", 1)
+    assert report["frames"]["used"] == sum(len(c.frames) for c in both)
+    with fits.open(place.mosaic()) as hdus:
+        where = dict(zip(hdus["FRAMES"].data["NAME"], hdus["FRAMES"].data["TILE"].tolist(), strict=True))
+    first, second_ = ({where[f.path.name] for f in c.frames} for c in both)
+    assert first
+    assert second_
+    assert not first & second_
     assert pair.holes(place.mosaic(), both) == 0
-    warned = place.events("sds_and_mosaic_first_failed_fallback_mastertiles")
-    assert [("2 kinds" in w["reason"]) for w in warned] == ([True] if mode == "sds" else [])
+
+
+def test_phase6_the_header_is_that_of_the_camera_whose_units_the_mosaic_has() -> None:
+    """Its tile has a gain of 1, its exposure is that of "one frame", whichever camera began the night."""
+    place = made("classic", pair.SECOND)
+    with fits.open(place.mosaic()) as hdus:
+        header = hdus[0].header
+        rows = hdus["FRAMES"].data
+        tile = {str(t) for t, exposure in zip(rows["TILE"], rows["EXPTIME"], strict=True) if exposure == 20.0}
+    assert (header["TELESCOP"], header["INSTRUME"]) == (pair.SECOND.telescope, pair.SECOND.instrument)
+    assert header["EXPTIME"] == pair.SECOND.exposure_s
+    assert header["DATE-OBS"].startswith(pair.FIRST.start[:16])
+    gains = {t: f["gain"] for t, f in place.report()["photometry"].items()}
+    assert [gains.pop(t) for t in tile] == [[1.0, 1.0, 1.0]]
+    assert min(min(g) for g in gains.values()) > 2.0
+
+
+def test_D2_mega_tiles_of_two_scales_give_way_to_master_tiles_I6() -> None:
+    """Mode SDS says that frames of two kinds do not mix, even where no card tells the cameras apart."""
+    place = made("sds", ALIKE)
+    assert place.report()["mode"] == "classic"
+    (warned,) = place.events("sds_and_mosaic_first_failed_fallback_mastertiles")
+    assert "2 kinds" in warned["reason"]
 
 
 def test_C3_a_tile_never_holds_frames_of_two_scales() -> None:
