@@ -12,6 +12,8 @@ from zemosaicd.shell.layout import Layout
 
 ROOT = Path(__file__).parents[1]
 
+# As in a worker; several tests at a time and threads of each would stand in each other's way. Before numpy is imported.
+os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")
 # Kernels are compiled once, for the tests and for the daemons that they start. Before numba is imported.
 os.environ.setdefault("NUMBA_CACHE_DIR", str(Layout(state=ROOT / "build", output=ROOT / "build").kernels))
 
