@@ -119,7 +119,8 @@ def solve_tiles(overlaps: Sequence[Overlap], tiles: Sequence[TileExtent], channe
     number = {name: u for u, name in enumerate(members)}
     each = [number[tile.unit or i] for i, tile in enumerate(tiles)]
     whole = [_joined(m) for m in members.values()]
-    joined = [replace(o, first=each[o.first], second=each[o.second]) for o in overlaps]
+    between = [o for o in overlaps if each[o.first] != each[o.second]]
+    joined = [replace(o, first=each[o.first], second=each[o.second]) for o in between]
     corrections, components = _solve(joined, whole, channels)
     own = tuple(corrections[e] for e in each)
     return TileSolution(tiles=own, seams=tuple(_seam(o, own) for o in overlaps), components=components)
