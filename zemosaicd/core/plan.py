@@ -337,9 +337,15 @@ def tile_bytes(grid: Grid, channels: int) -> int:
     return grid.width * grid.height * (8 * channels + 8) + 64 * 2880
 
 
+def spec_bytes(tile: TileSpec) -> int:
+    """Size on disk of a master tile; an alt-az one may have its picture twice, with its mask and without."""
+    twice = tile.grid.width * tile.grid.height * 4 * tile.channels if tile.mount_mode is MountMode.ALT_AZ else 0
+    return tile_bytes(tile.grid, tile.channels) + twice
+
+
 def disk_bytes(tiles: Sequence[TileSpec], mosaics: Sequence[MosaicSpec]) -> int:
     """Size on disk of tiles and mosaics together."""
-    total = sum(tile_bytes(t.grid, t.channels) for t in tiles)
+    total = sum(spec_bytes(t) for t in tiles)
     for m in mosaics:
         total += tile_bytes(union((t.grid for t in tiles if t.tile in m.tiles), m.lattice), m.channels)
     return total

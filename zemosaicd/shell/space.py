@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import TypeVar
 
 from zemosaicd.core.lifecycle import SessionState
-from zemosaicd.core.plan import tile_bytes
+from zemosaicd.core.plan import spec_bytes, tile_bytes
 from zemosaicd.core.supertiles import super_spec
 from zemosaicd.model import FrameFacts, MosaicSpec, Plan
 from zemosaicd.settings import Service
@@ -100,9 +100,9 @@ def still_needed_bytes(state: SessionState) -> int:
     if state.plan is None:
         return 0
     specs = {t.tile: t for t in state.plan.tiles}
-    made = [specs[t] for t in state.done if t in specs]
-    made += [super_spec(n, [specs[t] for t in m.members], _mosaic_of(state.plan, n)) for n, m in state.merged.items()]
-    return max(0, state.plan.disk_bytes - sum(tile_bytes(t.grid, t.channels) for t in made))
+    made = sum(spec_bytes(specs[t]) for t in state.done if t in specs)
+    supers = [super_spec(n, [specs[t] for t in m.members], _mosaic_of(state.plan, n)) for n, m in state.merged.items()]
+    return max(0, state.plan.disk_bytes - made - sum(tile_bytes(t.grid, t.channels) for t in supers))
 
 
 def _mosaic_of(plan: Plan, number: int) -> MosaicSpec:

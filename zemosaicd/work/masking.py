@@ -4,6 +4,10 @@ Every tile's ALPHA rises from the edges of its data. Where the gate is open (M2,
 covered well, so that corners which the turning field showed to a few frames only do not fringe the mosaic. The mask
 travels as this ALPHA alone, once and soft (V5): pixels keep their values, but those it leaves nothing of become NaN.
 The grid, and so the WCS, is untouched by it; only who asks for it gets empty margins cut off.
+
+What is hidden from the mosaic is not hidden from Phase 5: the picture without the mask stays in the tile, as UNMASKED.
+Turned fields overlap in their weakly covered parts above all, and tiles that share a star or none there would be
+brought to levels of their own.
 """
 
 from __future__ import annotations
@@ -35,11 +39,11 @@ def gate(plan: Plan, spec: TileSpec) -> bool:
 class TileMask:
     """What was seen of a tile, band by band, and then its alpha.
 
-    `covered` (H, W): pixels with data; `trim`: margins that are to be cut off.
+    `covered` (H, W): pixels with data; `gated`: it may get a mask; `trim`: margins that are to be cut off.
     """
 
     def __init__(self, plan: Plan, spec: TileSpec, frames: int, settings: MaskSettings) -> None:
-        self._tile, self._frames, self._gated = spec.tile, frames, gate(plan, spec)
+        self._tile, self._frames, self.gated = spec.tile, frames, gate(plan, spec)
         self._trims = settings.edge_trim and mode_named(plan.mode).masks_tiles
         self.trim = coverage.Trim()
         self._rule = coverage.MaskRule(
@@ -51,19 +55,19 @@ class TileMask:
         )
         shape = spec.grid.height, spec.grid.width
         self.covered = np.zeros(shape, np.bool_)
-        self._looked: NDArray[np.uint16] = np.zeros(shape if self._gated else (0, 0), np.uint16)
+        self._looked: NDArray[np.uint16] = np.zeros(shape if self.gated else (0, 0), np.uint16)
 
     def add(self, row0: int, band: combine.Combined) -> None:
         """Takes up a band. Frames count by their footprint, rejected samples too: a star is no gap (V2)."""
         seen = band.count > 0
         rows = slice(row0, row0 + len(seen))
         self.covered[rows] = seen
-        if self._gated:
+        if self.gated:
             self._looked[rows] = np.where(seen, band.count + band.lost, 0)
 
     def write(self, writer: FitsWriter, feather_px: float) -> list[LogNote]:
         """Writes ALPHA, empties what the mask hides, and tells (V7)."""
-        mask, notes = self._mask(feather_px) if self._gated else (None, [])
+        mask, notes = self._mask(feather_px) if self.gated else (None, [])
         alpha = coverage.edge_weight(self.covered, feather_px) if mask is None else mask.alpha
         writer.write("ALPHA", 0, alpha)
         if mask is not None:
@@ -76,7 +80,7 @@ class TileMask:
             "max": round(float(alpha.max()), 4),
             "nonzero_frac": round(np.count_nonzero(alpha) / alpha.size, 4),
         }
-        applied, level = mask is not None, "info" if self._gated else "debug"
+        applied, level = mask is not None, "info" if self.gated else "debug"
         threshold = 0.0 if mask is None else mask.threshold
         return [
             *notes,

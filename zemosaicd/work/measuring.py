@@ -36,7 +36,7 @@ from zemosaicd.science.tilestars import (
 )
 from zemosaicd.work.fitsblocks import Budget
 from zemosaicd.work.skymaps import grid_to_image, image_to_grid, sky_map
-from zemosaicd.work.tilefiles import ALPHA, CHUNK_ROWS, WEIGHT, ZEROS, TileFile, refuse_blank
+from zemosaicd.work.tilefiles import ALPHA, CHUNK_ROWS, PICTURE, UNMASKED, WEIGHT, ZEROS, TileFile, refuse_blank
 
 F32 = NDArray[np.float32]
 F64 = NDArray[np.float64]
@@ -116,11 +116,16 @@ def _survey(file: TileFile) -> tuple[Character, bool]:
     high = min(STRIP_ROWS, file.height)
     tops = sorted({round((i + 1) * file.height / (STRIPS + 1) - high / 2) for i in range(STRIPS)})
     tops = [max(0, min(top, file.height - high)) for top in tops]
-    known = character([file.rows(top, top + high) for top in tops], darkest)
+    known = character([file.rows(top, top + high, _measured(file)) for top in tops], darkest)
     if not all(math.isfinite(n) and n > 0 for n in known.noise):  # no strip had data: whatever there is will do
         noise = tuple(n if math.isfinite(n) and n > 0 else 1.0 for n in known.noise)
         known = replace(known, noise=noise, floor=(-math.inf,) * len(noise))
     return known, blank == 0
+
+
+def _measured(file: TileFile) -> str:
+    """The picture that is measured: what a mask hides counts too (work.masking)."""
+    return UNMASKED if file.has(UNMASKED) else PICTURE
 
 
 def _scan(file: TileFile) -> tuple[int, int, F32]:
@@ -238,7 +243,7 @@ def _sample(tile: Tile, boxes: Sequence[Box], block: int, aperture_px: float) ->
             continue
         core = first, last
         first, last = max(0, first - halo), min(tile.file.height, last + halo)
-        slab = tile.file.rows(first, last)
+        slab = tile.file.rows(first, last, _measured(tile.file))
         fill_levels(level, wanted, origin, block, (top, bottom), slab, first, tile.placement, noise)
         stars.append(_stars(tile, slab, first, core, stripe, shared, origin, block, radius))
     tile.file.release()

@@ -8,7 +8,7 @@ trace in the pixels.
 A master tile is a FITS file: picture (C, H, W) float32 in the reference frame's ADU, NaN where nothing was seen;
 `WEIGHT` (C, H, W) inverse variance a pixel, ADU^-2; `COVERAGE` (H, W) frames that contribute in all channels (V1);
 `REJECTED` (H, W) frames of which a sample was rejected; `ALPHA` (H, W) 0..1, rising from every edge of the data,
-or of what is covered well (work.masking).
+or of what is covered well (work.masking); where an alt-az mask may come, `UNMASKED`: the picture without it.
 """
 
 from __future__ import annotations
@@ -54,8 +54,8 @@ def stack_tile(job: StackTile) -> PhaseMade:
     planned = job.settings.threads * window_bytes(spec, _window(spec, job.settings))
     stack, notes = drizzled(stack_of(plan, spec, frames, job.settings), job.settings)
     stars = recovered_stars(stack, frames, plan.frames[spec.reference])
-    images = _images(spec, len(frames), stars)
     mask = TileMask(plan, spec, len(frames), job.settings.mask)
+    images = _images(spec, len(frames), stars, mask.gated)
     figures, told = _stack(stack, frames, job.settings, mask, images, output)
     notes += told
     if mask.trim:
@@ -99,7 +99,9 @@ def _stack(
             seen = band.count > 0
             mask.add(row0, band)
             tally.add(band)
-            writer.write("", row0, _planes(np.where((band.weight > 0) & seen, band.mean, np.float32(np.nan))))
+            picture = _planes(np.where((band.weight > 0) & seen, band.mean, np.float32(np.nan)))
+            for name in ("", "UNMASKED") if mask.gated else ("",):
+                writer.write(name, row0, picture)
             writer.write("WEIGHT", row0, _planes(np.where(seen, band.inverse_variance, np.float32(0))))
             writer.write("COVERAGE", row0, band.count)
             writer.write("REJECTED", row0, band.lost)
@@ -180,7 +182,7 @@ def _side_by_side(windows: Sequence[combine.Combined]) -> combine.Combined:
     )
 
 
-def _images(spec: TileSpec, frames: int, stars: Mapping[str, Any]) -> list[ImageSpec]:
+def _images(spec: TileSpec, frames: int, stars: Mapping[str, Any], unmasked: bool) -> list[ImageSpec]:
     height, width = spec.grid.height, spec.grid.width
     cube = (spec.channels, height, width) if spec.channels > 1 else (height, width)
     cards: dict[str, CardValue | tuple[CardValue, str]] = {
@@ -193,13 +195,16 @@ def _images(spec: TileSpec, frames: int, stars: Mapping[str, Any]) -> list[Image
         worst = max(stars["flux_ratio"], key=lambda ratio: abs(ratio - 1.0))
         cards["INJFLUX"] = (float(f"{worst:.6g}"), "recovered flux of injected stars, worst channel")
         cards["INJPOS"] = (float(f"{stars['offset_px']:.6g}"), "[pix] misplacement of injected stars")
-    return [
+    images = [
         ImageSpec(name="", shape=cube, wcs=spec.grid.wcs, cards=cards),
         ImageSpec(name="WEIGHT", shape=cube, wcs=spec.grid.wcs, cards={"BUNIT": "ADU-2"}),
         ImageSpec(name="COVERAGE", shape=(height, width), dtype="uint16", wcs=spec.grid.wcs),
         ImageSpec(name="REJECTED", shape=(height, width), dtype="uint16", wcs=spec.grid.wcs),
         ImageSpec(name="ALPHA", shape=(height, width), wcs=spec.grid.wcs),
     ]
+    if unmasked:
+        images.append(ImageSpec(name="UNMASKED", shape=cube, wcs=spec.grid.wcs, cards={"BUNIT": "ADU"}))
+    return images
 
 
 def _planes(band: NDArray[np.float32]) -> NDArray[np.float32]:

@@ -28,6 +28,8 @@ from zemosaicd.work.store import pread_into
 F32 = NDArray[np.float32]
 
 PICTURE, WEIGHT, COVERAGE, REJECTED, ALPHA = "", "WEIGHT", "COVERAGE", "REJECTED", "ALPHA"
+UNMASKED = "UNMASKED"
+"""The picture without its alt-az mask: to measure by, never to be shown."""
 INVERSE_VARIANCE = "ADU-2"
 """BUNIT of a WEIGHT that is one: other weights say nothing about noise."""
 ZEROS = 1e-3
@@ -219,13 +221,13 @@ def _plane(hdu: Hdu) -> Plane:
 
 
 def _add_companion(planes: dict[str, Plane], hdu: Hdu) -> None:
-    """Takes note of WEIGHT, COVERAGE, REJECTED or ALPHA as this program writes them."""
+    """Takes note of WEIGHT, COVERAGE, REJECTED, ALPHA or UNMASKED as this program writes them."""
     name = text(hdu.cards, "EXTNAME")
-    if name not in (WEIGHT, COVERAGE, REJECTED, ALPHA) or hdu.compressed:
+    if name not in (WEIGHT, COVERAGE, REJECTED, ALPHA, UNMASKED) or hdu.compressed:
         return
     plane = _plane(hdu)
     channels, height, width = planes[PICTURE].shape
-    if plane.shape != (channels if name == WEIGHT else 1, height, width):
+    if plane.shape != (channels if name in (WEIGHT, UNMASKED) else 1, height, width):
         return
     if name != WEIGHT or text(hdu.cards, "BUNIT") == INVERSE_VARIANCE:
         planes[name] = plane
@@ -272,4 +274,15 @@ def refuse_blank(path: Path) -> Rejected:
     return Rejected(Reason(rule="tile.blank", value=0, threshold=1, message=f"{path.name}: not a pixel has data"))
 
 
-__all__ = ["ALPHA", "COVERAGE", "PICTURE", "REJECTED", "WEIGHT", "Incomplete", "SlidingRows", "TileFile", "tile_cards"]
+__all__ = [
+    "ALPHA",
+    "COVERAGE",
+    "PICTURE",
+    "REJECTED",
+    "UNMASKED",
+    "WEIGHT",
+    "Incomplete",
+    "SlidingRows",
+    "TileFile",
+    "tile_cards",
+]
