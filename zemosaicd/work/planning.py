@@ -118,9 +118,10 @@ def plan_frames(request: PlanRequest, refused: Sequence[LeftOut], ways: Ways) ->
     if ways.deal is not None and any(s.base.projection != sphere.TAN for s in _shares(frames, request.settings)):
         ways = Ways()
     stars = {f.frame: s.stars for f, s in zip(prepared, lists, strict=True)}
-    frames = ways.scale(_with_transparency(frames, stars, request.settings), stars, request.settings)
+    frames = _with_transparency(frames, stars, request.settings)
     by_id = {f.frame: f for f in prepared}
     frames, light = _with_skies(_with_trails(frames, by_id, request.settings), by_id, request.settings)
+    frames = ways.scale(frames, stars, request.settings)
     light["trails"] = float(sum(len(f.trails) for f in frames))
     hot = _fixed_pixels(prepared, lists, {f.frame: f.wcs for f in frames})
     plan = make_plan(ways.level(frames, hot, request.settings), left_out, request.settings, ways.deal)
