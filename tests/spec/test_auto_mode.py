@@ -8,7 +8,8 @@ import pytest
 from astropy.io import fits
 
 from tests import strangers
-from tests.nights import Place, drop, night, pixels, undisturbed
+from tests.nights import Night, Place, drop, night, pixels, undisturbed
+from tests.spec.test_sds_mode import interleaved
 from zemosaicd.core.headers import is_master_tile
 from zemosaicd.core.modes import choose, mode_named
 
@@ -93,6 +94,23 @@ def test_auto_takes_a_plan_beside_frames_as_grid(tmp_path: Path) -> None:
     assert place.report()["mode"] == "classic"
     assert [x["mode"] for x in place.events("mode_chosen")] == ["grid", "classic"]
     assert pixels(place.mosaic()) == undisturbed()
+
+
+SMALL = Night(cols=2, rows=2, frames=7, width=240, height=320, scale_arcsec=8.0, dither_px=5.0)
+
+
+def test_D2_auto_takes_a_sweep_as_sds_and_the_same_pointings_in_turn_as_classic(tmp_path: Path) -> None:
+    """Four pointings: round and round three mega tiles judged against each other, one by one their master tiles."""
+    sweep, turn = Place(tmp_path / "sweep"), Place(tmp_path / "turn")
+    interleaved(sweep, SMALL)
+    drop(night(SMALL), turn.incoming)
+    assert sweep.process() == 0
+    assert turn.process() == 0
+    report = sweep.report()
+    assert (report["mode"], report["tiles_total"], report["frames"]["used"]) == ("sds", 3, 28)
+    assert report["mode_reason"].startswith("the telescope swept: 1.0 frames in a row")
+    assert (turn.report()["mode"], turn.report()["tiles_total"]) == ("classic", 4)
+    assert "7.0 frames in a row at a pointing" in turn.report()["mode_reason"]
 
 
 def test_C2_a_stack_among_raw_frames_is_not_stacked_again(tmp_path: Path) -> None:
