@@ -23,6 +23,7 @@ class Mode:
     many frames each of their pixels has seen. `masks_tiles`: its tiles get what SPEC's section 6 says (V8). `feathers`:
     its tiles overlap and fade into each other; else they are butted. `judges_tiles`: each of
     them has seen a pixel too seldom to tell what is no sky, so Phase 5 judges them against each other.
+    `steps_back`: if none of its tiles could be made, its planner is asked for another plan.
     `plans_by_pixels`: its planner reads prepared frames, not only what was measured on them. `warm_up`: what a worker
     of it imports at once (a function of work.jobs); `many_jobs`: there is work for several of them. `tile_kind`: what
     its tiles are to Phase 7. `success`: what is logged when its mosaic is published.
@@ -36,6 +37,7 @@ class Mode:
     masks_tiles: bool = False
     feathers: bool = True
     judges_tiles: bool = False
+    steps_back: bool = False
     plans_by_pixels: bool = False
     tile_kind: ArtefactKind = ArtefactKind.MASTER_TILE
     success: str = ""
@@ -80,6 +82,7 @@ MODES: dict[str, Mode] = {
             planner="sweeps",
             feathers=False,
             judges_tiles=True,
+            steps_back=True,
             plans_by_pixels=True,
             tile_kind=ArtefactKind.MEGA_TILE,
             success="sds_phase5_polish",
