@@ -98,6 +98,16 @@ def test_D2_what_is_no_sweep_is_classics_with_its_reason(places: list[Place], wo
     assert word in choice.why
 
 
+@pytest.mark.parametrize(("step", "stay"), [(0.08, 30.0), (0.12, 1.0)])
+@pytest.mark.parametrize(("width", "height"), [(SIDE_PX, SIDE_PX), (SIDE_PX // 2, 2 * SIDE_PX)])
+def test_D2_a_telescope_that_moves_by_less_than_a_tenth_of_the_short_side_dithers(
+    step: float, stay: float, width: int, height: int
+) -> None:
+    """To and fro by 8 % it stays, by 12 % it goes on, whatever the shape of its frames."""
+    places = [(step * min(width, height) / SIDE_PX * (i % 2), 0.0) for i in range(30)]
+    assert course_of(night(places, width=width, height=height)).stay == pytest.approx(stay)
+
+
 @pytest.mark.parametrize(
     ("change", "word"),
     [
