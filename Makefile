@@ -18,7 +18,7 @@ demo: $(STAMP)  ## a simulated night of a real patch of sky becomes a mosaic
 	$(VENV)/bin/zemosaicd demo
 
 test: $(STAMP)  ## the whole test suite
-	$(VENV)/bin/python -m pytest
+	$(VENV)/bin/python -m pytest -n auto --maxprocesses 4 --dist loadfile
 
 check: $(STAMP)  ## style and types
 	$(VENV)/bin/ruff format --check .

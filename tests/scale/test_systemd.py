@@ -21,6 +21,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from numba.core.caching import _CacheLocator
 
 from tests.nights import ROOT, drop, night
 from zemosaicd.simulate import Night
@@ -29,7 +30,7 @@ SCRIPT = Path(os.environ.get("ZEMOSAICD_SYSTEMD_BOX", ROOT.parent / "shared" / "
 NIGHT = Night(cols=2, frames=3)
 UNIT = "zemosaicd"
 CONFIG = "/etc/zemosaicd.toml"
-PREFIX = "/opt/zemosaicd"
+PREFIX, KERNELS = "/opt/zemosaicd", "/var/cache/zemosaicd/numba"
 QUICK = {"watch.settle_s": "0", "watch.scan_s": "1", "service.min_free_gb": "0", "executor.workers": "1"}
 """What a test cannot wait for; everything else is as shipped."""
 ENTRY = """import sys
@@ -184,6 +185,23 @@ def _install_program(box: Box) -> None:
     script.chmod(0o755)
 
 
+def _install_kernels(box: Box) -> None:
+    """The tests' own compiled kernels into the service's cache, as if it had worked before.
+
+    Numba keeps them in a folder that is named for that of the source, whose time and size must be the same.
+    """
+    source = next(box.path(f"{PREFIX}/lib").glob("python3*/site-packages/zemosaicd"))
+    inside = f"/{source.relative_to(box.path('/'))}"
+    for folder in (f for f in (ROOT / "zemosaicd").iterdir() if f.is_dir()):
+        there, here = (
+            _CacheLocator.get_suitable_cache_subpath(f"{top}/{folder.name}/any.py")
+            for top in (inside, ROOT / "zemosaicd")
+        )
+        if (Path(os.environ["NUMBA_CACHE_DIR"]) / here).is_dir():
+            shutil.copytree(Path(os.environ["NUMBA_CACHE_DIR"]) / here, box.path(f"{KERNELS}/{there}"))
+    box.do("chown", "-R", "zemosaicd:zemosaicd", str(Path(KERNELS).parent))
+
+
 @pytest.fixture(scope="module")
 def box(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Box]:
     """A booted box with zemosaicd installed, not started."""
@@ -197,6 +215,7 @@ def box(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Box]:
         _allow_user_namespaces(made)
         _install_program(made)
         made.do("make", "--directory", str(ROOT), "install-service")
+        _install_kernels(made)
         for key, value in QUICK.items():
             made.set(key, value)
         yield made

@@ -11,10 +11,11 @@ ALLOWED = {
     "model": set(),
     "sphere": {"model"},
     "codec": set(),
+    "parts": set(),
     "settings": {"model"},
     "checks": {"model", "settings"},
-    "core": {"model", "sphere", "codec", "core"},
-    "science": {"model", "sphere", "science"},
+    "core": {"model", "sphere", "parts", "codec", "core"},
+    "science": {"model", "sphere", "parts", "science"},
     "work": {"model", "sphere", "codec", "core", "science", "work"},
 }
 FORBIDDEN_IN_CORE = {"asyncio", "time", "os", "pathlib", "numpy", "sqlite3", "subprocess", "random", "scipy", "astropy"}

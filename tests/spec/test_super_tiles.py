@@ -20,6 +20,7 @@ from tests.spec.test_assembly import NOISE, STARS, H, W, place_of, strip
 from zemosaicd.core.modes import MODES
 from zemosaicd.core.supertiles import MOST_MEMBERS, Point, groups, shared, super_spec, with_supers
 from zemosaicd.model import Plan
+from zemosaicd.science.outliers import Judgement
 from zemosaicd.science.supers import HALO, SuperBand, halo_of, merge
 from zemosaicd.settings import Config, MosaicTable
 from zemosaicd.shell.sessions import SessionConfigs
@@ -163,6 +164,15 @@ def test_tiles_of_the_same_sky_are_left_alone() -> None:
     samples[0] = 100.0 + (samples[0] - 100.0) / 5.0
     ivar[0] = 25.0
     assert whole(samples, ivar).rejected.mean() < 4e-3
+
+
+def test_the_noise_of_bright_nebulae_is_no_reason() -> None:
+    """Light adds noise that WEIGHT does not know: ten times the sky's variance, and as little is rejected as of sky."""
+    samples, ivar = sky(5, sigma=10.0**0.5) + np.float32(900.0), np.ones((5, 1, ROWS, COLUMNS), np.float32)
+    alpha = np.ones((5, ROWS, COLUMNS), np.float32)
+    light = Judgement(photon=np.array([0.01]), pedestal=np.array([100.0]))
+    assert merge(samples, ivar, alpha, (0, 0), light).rejected.mean() < 2e-3
+    assert merge(samples, ivar, alpha, (0, 0)).rejected.mean() > 0.1
 
 
 def test_alpha_does_not_switch_the_rejection_off() -> None:

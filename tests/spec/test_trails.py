@@ -6,7 +6,7 @@ import math
 
 import numpy as np
 import pytest
-from hypothesis import given, settings
+from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from zemosaicd.model import Trail
@@ -52,6 +52,10 @@ def distance(trail: Trail, angle: float, offset: float) -> float:
 @given(
     angle=st.floats(0.0, math.pi), offset=st.floats(-120.0, 120.0), height=st.floats(3.0, 40.0), seed=st.integers(0, 99)
 )
+@example(angle=1.6, offset=-45.0, height=4.0, seed=19)  # along rows of cells, between two of them
+@example(angle=1.625, offset=3.0, height=4.0, seed=1)
+@example(angle=1.625, offset=-45.0, height=4.0, seed=25)
+@example(angle=0.0, offset=17.0, height=3.0, seed=1)  # a sky that slopes across it
 @settings(max_examples=25)
 def test_M6_a_faint_trail_is_found_where_it_is(angle: float, offset: float, height: float, seed: int) -> None:
     """At any angle, from three sigma of a pixel up (the frame is small): one line, within 3 px, whose mask holds it."""

@@ -12,6 +12,7 @@ from dataclasses import dataclass
 from zemosaicd import sphere
 from zemosaicd.core.canvas import footprint_of, grid_of
 from zemosaicd.model import FramePlan
+from zemosaicd.parts import Parts
 
 EDGE = 1e-12
 """Corners on an edge do not make two footprints overlap."""
@@ -33,23 +34,12 @@ def islands(groups: Sequence[list[FramePlan]]) -> list[list[list[FramePlan]]]:
     """
     shapes = [[_shape(f) for f in group] for group in groups]
     caps = [_cap(s) for s in shapes]
-    home = list(range(len(groups)))
-
-    def root(i: int) -> int:
-        while home[i] != i:
-            home[i] = home[home[i]]
-            i = home[i]
-        return i
-
+    parts = Parts(len(groups))
     for i in range(len(groups)):
         for j in range(i):
-            if root(i) != root(j) and _near(caps[i], caps[j]) and _meet(shapes[i], shapes[j]):
-                low, high = sorted((root(i), root(j)))
-                home[high] = low
-    found: dict[int, list[list[FramePlan]]] = {}
-    for i, group in enumerate(groups):
-        found.setdefault(root(i), []).append(group)
-    return list(found.values())
+            if not parts.joined(i, j) and _near(caps[i], caps[j]) and _meet(shapes[i], shapes[j]):
+                parts.join(i, j)
+    return [[groups[i] for i in members] for members in parts.members()]
 
 
 def _shape(frame: FramePlan) -> _Shape:

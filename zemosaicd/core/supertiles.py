@@ -17,6 +17,7 @@ from zemosaicd.core.cells import outline
 from zemosaicd.core.events import TileDone, TilesMerged
 from zemosaicd.core.plan import tile_bytes
 from zemosaicd.model import MosaicSpec, Plan, TileSpec
+from zemosaicd.parts import Parts
 
 Point = tuple[float, float]
 
@@ -48,28 +49,18 @@ def _footprint(plan: Plan, spec: TileSpec, mosaic: MosaicSpec) -> list[Point]:
 
 def groups(hulls: Mapping[int, Sequence[Point]], overlap: float) -> list[tuple[int, ...]]:
     """Connected components of two tiles or more, each cut into even parts of at most MOST_MEMBERS; ascending."""
-    root = {t: t for t in hulls}
-
-    def find(t: int) -> int:
-        while root[t] != t:
-            root[t] = root[root[t]]
-            t = root[t]
-        return t
-
-    left = {t: min(x for x, _ in hull) for t, hull in hulls.items()}
-    right = {t: max(x for x, _ in hull) for t, hull in hulls.items()}
-    order = sorted(hulls, key=lambda t: (left[t], t))
+    tiles = sorted(hulls)
+    span = [(min(x for x, _ in hulls[t]), max(x for x, _ in hulls[t])) for t in tiles]
+    order = sorted(range(len(tiles)), key=lambda i: span[i][0])
+    parts = Parts(len(tiles))
     for place, a in enumerate(order):
         for b in order[place + 1 :]:
-            if left[b] > right[a]:
+            if span[b][0] > span[a][1]:
                 break
-            if find(a) != find(b) and shared(hulls[a], hulls[b]) >= overlap:
-                low, high = sorted((find(a), find(b)))
-                root[high] = low
-    parts: dict[int, list[int]] = {}
-    for t in sorted(hulls):
-        parts.setdefault(find(t), []).append(t)
-    return [chunk for _, part in sorted(parts.items()) if len(part) >= LEAST_MEMBERS for chunk in _chunks(part)]
+            if not parts.joined(a, b) and shared(hulls[tiles[a]], hulls[tiles[b]]) >= overlap:
+                parts.join(a, b)
+    found = ([tiles[i] for i in members] for members in parts.members() if len(members) >= LEAST_MEMBERS)
+    return [chunk for part in found for chunk in _chunks(part)]
 
 
 def _chunks(part: Sequence[int]) -> list[tuple[int, ...]]:

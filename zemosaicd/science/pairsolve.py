@@ -12,26 +12,21 @@ import numpy as np
 from numba import njit
 from numpy.typing import NDArray
 
+from zemosaicd.parts import Parts
+
 F64 = NDArray[np.float64]
 I64 = NDArray[np.int64]
 
 
 def parts_of(first: Sequence[int], second: Sequence[int], n: int) -> tuple[int, I64]:
     """How many connected parts n nodes fall into under these links, and the part of each, numbered by first node."""
-    root = list(range(n))
-
-    def find(i: int) -> int:
-        while root[i] != i:
-            root[i] = root[root[i]]
-            i = root[i]
-        return i
-
+    parts = Parts(n)
     for a, b in zip(first, second, strict=True):
-        low, high = sorted((find(a), find(b)))
-        root[high] = low
-    heads = [find(i) for i in range(n)]
-    number = {head: k for k, head in enumerate(sorted(set(heads)))}
-    return len(number), np.array([number[head] for head in heads], np.int64)
+        parts.join(a, b)
+    label, members = np.empty(n, np.int64), parts.members()
+    for number, mine in enumerate(members):
+        label[mine] = number
+    return len(members), label
 
 
 def order_along(x: F64, y: F64) -> I64:

@@ -86,7 +86,8 @@ def stretch(cube: F32, max_px: int = 2048) -> U8:
     """
     if cube.ndim != 3 or max_px < 1:
         raise ValueError("a (C, H, W) cube and a positive size are needed")
-    small = block_mean(cube, max(1, -(-max(cube.shape[1:]) // max_px)))
+    factor = max(1, -(-max(cube.shape[1:]) // max_px))
+    small = block_mean(cube, factor) if factor > 1 else cube
     if small.shape[0] != 3:
         small = small.mean(axis=0, keepdims=True)
     picture = np.full((*small.shape[1:], small.shape[0]), NO_DATA_GREY, np.uint8)

@@ -11,7 +11,8 @@ seeing), variance_m = pi / (2 n) times that of the sample in the middle (exact f
 K = 1.4: WEIGHT tells the noise of samples before they are interpolated, and kriging makes 1.2 times of it. A trail that
 a tile of several frames has thinned out lies below that limit pixel by pixel; so means over 5x5 pixels of a tile, less
 what was rejected already, are held against their own noise too (again 3.5 sigma, three pixels counting as one: in the
-red and blue of Bayer frames neighbours share their samples). What is rejected grows as in science.combine, and no pixel
+red and blue of Bayer frames neighbours share their samples). WEIGHT is the noise of the sky; where frames tell how much
+light adds to it (science.outliers), variances grow with m. What is rejected grows as in science.combine, and no pixel
 is ever emptied: of two camps of equal size the lower is kept. What stays is averaged with inverse variance times alpha;
 below three tiles nothing can be judged, and all is averaged. Alpha weighs and takes no part in the judgement. Every
 pixel is the same whatever window it is made in.
@@ -27,6 +28,7 @@ from numba import njit
 from zemosaicd.science import rejection
 from zemosaicd.science.combine import GROW_LEAST, HALO, halo_of
 from zemosaicd.science.medians import GROWN, UNSEEN, Codes, Counts, Numbers, Pixels
+from zemosaicd.science.outliers import Judgement
 from zemosaicd.science.rejection import MIN_JUDGED, Flags
 
 __all__ = ["HALO", "SuperBand", "halo_of", "merge"]
@@ -52,9 +54,11 @@ class SuperBand:
     rejected: Flags
 
 
-def merge(samples: Pixels, ivar: Pixels, alpha: Pixels, halo: tuple[int, int]) -> SuperBand:
+def merge(
+    samples: Pixels, ivar: Pixels, alpha: Pixels, halo: tuple[int, int], light: Judgement | None = None
+) -> SuperBand:
     """Judges and averages one window (shapes: see the module); `halo`: rows above and below that are there for their
-    neighbours (`halo_of`), px."""
+    neighbours (`halo_of`), px; `light`: what noise bright sky has besides, None where nobody knows."""
     n, channels, height, width = samples.shape
     seen = np.isfinite(samples).all(axis=1) & (ivar > 0).all(axis=1) & (alpha > 0)
     codes = np.empty(seen.shape, np.uint8)
@@ -64,8 +68,13 @@ def merge(samples: Pixels, ivar: Pixels, alpha: Pixels, halo: tuple[int, int]) -
         count = np.empty((channels, height, width), np.int32)
         _centres(samples, ivar, codes, centre, low, spread, count)
         rejection.gradients(centre, count, gradient)
-        _judge(samples, ivar, codes, centre, low, spread, gradient)
-        _judge_faint(samples, ivar, codes, centre, spread, gradient)
+        expected = ivar
+        if light is not None:
+            photon, pedestal = (v[:, np.newaxis, np.newaxis] for v in (light.photon, light.pedestal))
+            more = (1.0 + photon * np.maximum(np.nan_to_num(centre) - pedestal, 0.0)).astype(np.float32)
+            expected, spread = ivar / more, spread * more
+        _judge(samples, expected, codes, centre, low, spread, gradient)
+        _judge_faint(samples, expected, codes, centre, spread, gradient)
         rejection.grow(codes, count[0] >= MIN_JUDGED, -(-GROW_LEAST * channels // 3))
         rejection.restore(codes, channels)
     own = slice(halo[0], height - halo[1])

@@ -30,6 +30,8 @@ SKY_CELLS = 16
 """Small cells a side of the blocks whose median is the local sky."""
 CLIP_SIGMA = 4.0
 ANGLES = 256
+NEAR_ANGLES = 6.0
+"""A faint line that rows or columns of large cells follow may be that many angles from where it shows best in them."""
 LEAST_LENGTH = 0.4
 """Lines shorter than this part of the frame's short side, in a corner, are not looked at."""
 FIND_SIGMA, KEEP_SIGMA = 8.0, 10.0
@@ -164,15 +166,23 @@ def _strongest_line(unit: F32) -> tuple[float, float, float, float] | None:
     rows, columns = (n // COARSE for n in unit.shape)
     coarse = unit[: rows * COARSE, : columns * COARSE].reshape(rows, COARSE, columns, COARSE).mean(axis=(1, 3))
     total, length = _line_sums(np.ascontiguousarray(coarse))
-    enough = length >= LEAST_LENGTH * min(rows, columns)
-    score = np.where(enough, total / np.sqrt(np.maximum(length, 1.0)), 0.0)
-    spread = 1.4826 * float(np.median(np.abs(score[enough] - np.median(score[enough]))))
-    angle, offset = np.unravel_index(int(np.argmax(score)), score.shape)
-    if not spread > 0.0 or score[angle, offset] < FIND_SIGMA * spread:
+    # a line between two rows of cells has half its light in either
+    total = np.stack([total, total + np.roll(total, -1, axis=1)])
+    length = np.stack([length, length + np.roll(length, -1, axis=1)])
+    score = total / np.sqrt(np.maximum(length, 1.0))
+    for one, cells, least in zip(score, length, (1, 2), strict=True):
+        enough = cells >= least * LEAST_LENGTH * min(rows, columns)
+        some = one[::4][enough[::4]]
+        spread = 1.4826 * float(np.median(np.abs(some - np.median(some))))
+        if not spread > 0.0:
+            return None
+        one[:] = np.where(enough, one / spread, 0.0)
+    pair, angle, offset = np.unravel_index(int(np.argmax(score)), score.shape)
+    if score[pair, angle, offset] < FIND_SIGMA:
         return None
     theta, size = math.pi * angle / ANGLES, CELL_PX * COARSE
     middle = ((columns - 1) / 2, (rows - 1) / 2)
-    rho = offset - (score.shape[1] - 1) / 2
+    rho = offset + pair / 2 - (score.shape[2] - 1) / 2
     # in px: cell k covers px size k to size k + size - 1, its middle lies at size k + (size - 1) / 2
     a, b = math.cos(theta), math.sin(theta)
     c = -size * (rho + a * middle[0] + b * middle[1]) - (a + b) * (size - 1) / 2
@@ -201,11 +211,11 @@ def _refined(unit: F32, a: float, b: float, c: float) -> tuple[float, float, flo
     rows, columns = unit.shape
     x0, y0 = CELL_PX * columns / 2, CELL_PX * rows / 2
     best, theta0, foot0 = (a, b, c, 0.0), math.atan2(b, a), a * x0 + b * y0 + c
-    for span in (1.0, 0.25):
+    for span, turns in ((1.0, NEAR_ANGLES), (0.25, 1.5)):
         theta, foot = math.atan2(best[1], best[0]) if span < 1.0 else theta0, foot0
         if span < 1.0:
             foot = best[0] * x0 + best[1] * y0 + best[2]
-        for turn in np.linspace(-1.5, 1.5, 13) * span * math.pi / ANGLES:
+        for turn in np.linspace(-turns, turns, round(8 * turns) + 1) * span * math.pi / ANGLES:
             for shift in np.linspace(-1.5, 1.5, 13) * span * CELL_PX * COARSE:
                 u, v = math.cos(theta + turn), math.sin(theta + turn)
                 w = foot + shift - u * x0 - v * y0
@@ -269,14 +279,18 @@ def _measured(plane: F32, a: float, b: float, c: float, sigma: float) -> Trail |
 
 
 def _light(plane: F32, a: float, b: float, c: float) -> tuple[F32, F64]:
-    """Light at -20 to 20 px across a line (rows) over the median of that further out, and where along the line its
-    columns lie, px from the foot of the frame's middle.
+    """Light at -20 to 20 px across a line (rows) over the median of that further out and its slope, and where along the
+    line its columns lie, px from the foot of the frame's middle.
     """
     strip = _strip(plane, a, b, c, 2 * PROFILE_PX)
     whole = np.flatnonzero(np.isfinite(strip).all(axis=0))
-    outside = np.r_[0:PROFILE_PX, 3 * PROFILE_PX + 1 : 4 * PROFILE_PX + 1]
     inside = strip[PROFILE_PX : 3 * PROFILE_PX + 1, whole]
-    light = inside - np.median(strip[outside][:, whole], axis=0) if len(whole) else inside
+    if not len(whole):
+        return inside, whole - (strip.shape[1] - 1) / 2
+    left, right = strip[:PROFILE_PX, whole], strip[3 * PROFILE_PX + 1 :, whole]
+    slope = float(np.median(np.median(right, axis=0) - np.median(left, axis=0))) / (3 * PROFILE_PX + 1)
+    across = np.arange(-PROFILE_PX, PROFILE_PX + 1, dtype=np.float32)[:, np.newaxis] * np.float32(slope)
+    light = inside - across - np.median(np.concatenate([left, right]), axis=0)
     return light, whole - (strip.shape[1] - 1) / 2
 
 

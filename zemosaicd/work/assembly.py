@@ -47,6 +47,9 @@ from zemosaicd.work.store import publish
 
 F32 = NDArray[np.float32]
 
+SMALL_PICTURES = 3
+"""What the preview takes, in pictures of its size: bands and the whole of them, then 8-bit ones and their file."""
+
 
 def make_mosaic(job: MakeMosaic) -> PhaseMade:
     """Runs Phases 4 to 6 for one mosaic."""
@@ -89,7 +92,7 @@ def make_mosaic(job: MakeMosaic) -> PhaseMade:
         "width": grid.width,
         "height": grid.height,
         "scale_arcsec": sphere.scale_arcsec(grid.wcs),
-        "predicted_mb": meter.predicted_mb(coadd.band_bytes(threads)),
+        "predicted_mb": meter.predicted_mb(coadd.band_bytes(threads) + SMALL_PICTURES * small.nbytes),
         "seams": seams,
         "certificate": certificate,
         "photometry": _photometry(solution, tiles),

@@ -29,6 +29,7 @@ from zemosaicd.core.modes import MODES, Mode
 from zemosaicd.core.supertiles import super_spec
 from zemosaicd.model import FramePlan, LogNote, Plan, Reason, TileFailed, TileSpec
 from zemosaicd.science.coadd import Sums
+from zemosaicd.science.outliers import Judgement
 from zemosaicd.science.sixtaps import lanczos_table
 from zemosaicd.science.supers import SuperBand, halo_of, merge
 from zemosaicd.science.tilesolve import TileCorrection, solve_tiles
@@ -36,6 +37,7 @@ from zemosaicd.work.coadding import TileRows
 from zemosaicd.work.fitswrite import OWN_BUDGET, CardValue, FitsWriter, ImageSpec, write_fits
 from zemosaicd.work.framecount import FrameCount
 from zemosaicd.work.jobs import MergeTiles, PhaseMade
+from zemosaicd.work.judging import judgement_of
 from zemosaicd.work.measuring import Tile, open_tile, overlaps_of
 from zemosaicd.work.meter import Meter
 from zemosaicd.work.planfiles import read_plan
@@ -55,12 +57,14 @@ def merge_tiles(job: MergeTiles) -> PhaseMade:
         spec, tiles = _tiles(plan, job, files, pool)
         solution = solve_tiles(overlaps_of(tiles, pool.map), [t.extent for t in tiles], spec.channels)
         mode = MODES[plan.mode]
+        frames = [plan.frames[f] for f in spec.frames if f not in job.without]
         stack = _Stack(
             spec=spec,
             tiles=tiles,
             corrections=solution.tiles,
-            frames=[plan.frames[f] for f in spec.frames if f not in job.without],
+            frames=frames,
             mode=mode,
+            light=None if mode.takes_pictures else judgement_of(frames, plan.frames[tiles[0].spec.reference]),
             rows=band_rows(spec, len(tiles), job.settings.band_budget_bytes // threads),
         )
         seams = seam_figures(solution, tiles)
@@ -108,6 +112,7 @@ class _Stack:
     corrections: Sequence[TileCorrection]
     frames: Sequence[FramePlan]
     mode: Mode
+    light: Judgement | None
     rows: int
 
 
@@ -155,7 +160,7 @@ def _bands(stack: _Stack, writer: FitsWriter, first: int, last: int) -> tuple[in
     sums, table = Sums(stack.spec.channels, min(grid.height, rows + 8), grid.width), lanczos_table()
     seen = lost = 0
     for row0 in range(first * rows, min(last * rows, grid.height), rows):
-        band = _band(readers, sums, table, row0, min(row0 + rows, grid.height), grid.height)
+        band = _band(readers, sums, table, (row0, min(row0 + rows, grid.height)), stack)
         _write(stack, writer, counts, band, row0)
         seen += int(band.kept.sum()) + int(band.rejected.sum())
         lost += int(band.rejected.sum())
@@ -165,10 +170,11 @@ def _bands(stack: _Stack, writer: FitsWriter, first: int, last: int) -> tuple[in
 
 
 def _band(
-    readers: Sequence[TileRows], sums: Sums, table: NDArray[np.float32], row0: int, end: int, height: int
+    readers: Sequence[TileRows], sums: Sums, table: NDArray[np.float32], rows: tuple[int, int], stack: _Stack
 ) -> SuperBand:
     """One band of the super tile: each tile as the mosaic would take it, levelled, then all of them as one."""
-    halo = halo_of(row0, end - row0, height)
+    row0, end = rows
+    halo = halo_of(row0, end - row0, stack.spec.grid.height)
     top, bottom = row0 - halo[0], end + halo[1]
     channels, width = sums.value.shape[0], sums.value.shape[2]
     samples, ivar = np.empty((2, len(readers), channels, bottom - top, width), np.float32)
@@ -179,7 +185,7 @@ def _band(
             reader.add(sums, slab, table)
         samples[i], ivar[i] = sums.finish()
         alpha[i] = sums.alpha
-    return merge(samples, ivar, alpha, halo)
+    return merge(samples, ivar, alpha, halo, stack.light)
 
 
 def _write(stack: _Stack, writer: FitsWriter, counts: FrameCount | None, band: SuperBand, row0: int) -> None:
