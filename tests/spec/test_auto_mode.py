@@ -8,7 +8,8 @@ import pytest
 from astropy.io import fits
 
 from tests import strangers
-from tests.nights import Place, drop, night, pixels, undisturbed
+from tests.nights import Night, Place, drop, night, pixels, undisturbed
+from tests.spec.test_sds_mode import interleaved
 from zemosaicd.core.headers import is_master_tile
 from zemosaicd.core.modes import choose, mode_named
 
@@ -93,6 +94,19 @@ def test_auto_takes_a_plan_beside_frames_as_grid(tmp_path: Path) -> None:
     assert place.report()["mode"] == "classic"
     assert [x["mode"] for x in place.events("mode_chosen")] == ["grid", "classic"]
     assert pixels(place.mosaic()) == undisturbed()
+
+
+SMALL = Night(cols=2, rows=2, frames=7, width=240, height=320, scale_arcsec=8.0, dither_px=5.0)
+
+
+def test_D2_auto_takes_a_sweep_as_sds(tmp_path: Path) -> None:
+    """Seven times round four pointings: three mega tiles, and the reason says what the telescope did."""
+    place = Place(tmp_path)
+    interleaved(place, SMALL)
+    assert place.process() == 0
+    report = place.report()
+    assert (report["mode"], report["tiles_total"], report["frames"]["used"]) == ("sds", 3, 28)
+    assert report["mode_reason"].startswith("the telescope swept: 1.0 frames in a row")
 
 
 def test_C2_a_stack_among_raw_frames_is_not_stacked_again(tmp_path: Path) -> None:

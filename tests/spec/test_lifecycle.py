@@ -318,6 +318,19 @@ def test_F31_failed_tiles_are_holes_not_the_end() -> None:
     assert due(state) == [MakeMosaic(session=S, revision=1, mosaic="even")]
 
 
+def test_D2_no_mega_tile_at_all_asks_for_another_plan_and_begins_anew_with_it() -> None:
+    """A plan of SDS steps back, with no try counted against its new tiles; classic's own ends as it always did."""
+    (plan,) = (e for e in ONE_NIGHT if isinstance(e, ev.SessionPlanned))
+    swept = replace(plan, plan=replace(plan.plan, mode="sds"))
+    events = [swept if e is plan else e for e in ONE_NIGHT[:9]]
+    tried = ev.JobStarted(session=S, revision=1, job="tile 1", attempt=5)
+    assert due(state_after(*events, tried, tile_failed(1))) == [MakePlan(session=S, revision=1)]
+    again = state_after(*events, tried, tile_failed(1), plan)
+    assert (again.failed, again.attempts) == ({}, {})
+    assert due(again) == [StackTile(session=S, revision=1, tile=1)]
+    assert only(state_after(*events, tile_failed(1), plan, tile_failed(1))).outcome == "failed"
+
+
 def test_F31_no_tile_at_all_ends_the_session_as_failed() -> None:
     """With the first tile's reason; it rests at once, and its files stay for another try (P10)."""
     events = [*ONE_NIGHT[:9], tile_failed(1)]

@@ -12,7 +12,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from tests import values
-from tests.nights import Night, Place, drop, night
+from tests.nights import INLINE, Night, Place, drop, night
 from tests.spec.test_grid_mode import star_ratios
 from zemosaicd.core.canvas import convex_hull, lattice, window
 from zemosaicd.core.plan import canonical
@@ -114,6 +114,77 @@ def test_D2_without_a_batch_all_frames_go_straight_into_the_grid(tmp_path: Path)
     (line,) = place.events("sds_failed_fallback_mosaic_first")
     assert line["level"] == "warning"
     assert (place.report()["mode"], place.report()["tiles_total"], place.report()["frames"]["used"]) == ("sds", 1, 4)
+
+
+ROUNDS = Night(cols=2, rows=2, frames=5, width=240, height=320, scale_arcsec=8.0, dither_px=5.0)
+"""Two mega tiles of ten frames."""
+
+
+@pytest.fixture
+def barred(tmp_path: Path) -> tuple[Place, list[Path]]:
+    """A session killed before its first mega tile appeared; now folders lie where its mega tiles should."""
+    place = Place(tmp_path, (MODE, "tiles.attempts=1"))
+    interleaved(place, ROUNDS)
+    (place.incoming / ".done").touch()
+    place.cut_off("os.rename mega_tile_1.fits")
+    (tiles,) = place.state.glob("sessions/*/master_tiles")
+    bars = [tiles / f"mega_tile_{number}.fits" for number in (1, 2)]
+    for bar in bars:
+        bar.mkdir()
+        (bar / "there").touch()
+    return place, bars
+
+
+def rested(place: Place) -> None:
+    """A last life, until nothing is due."""
+    with place.run(INLINE) as life:
+        life.rest()
+        assert life.stop() == 0
+
+
+def test_D2_F1_where_no_mega_tile_can_be_made_there_is_one_of_all_frames(barred: tuple[Place, list[Path]]) -> None:
+    """The warning, and one mega tile with every frame; killed before that plan is journalled, it is made again."""
+    place, bars = barred
+    place.cut_off("commit SessionPlanned")
+    for bar in bars:
+        (bar / "there").unlink()
+        bar.rmdir()
+    rested(place)
+    line = place.events("sds_failed_fallback_mosaic_first")[-1]
+    assert (line["level"], "no mega tile could be made" in line["reason"]) == ("warning", True)
+    report = place.report()
+    assert (report["mode"], report["tiles_total"], report["frames"]["used"]) == ("sds", 1, 20)
+    assert place.events("sds_and_mosaic_first_failed_fallback_mastertiles") == []
+
+
+def test_D2_where_one_of_all_frames_fails_too_it_is_classics(barred: tuple[Place, list[Path]]) -> None:
+    """Both warnings in their order, then master tiles, four of them, of the same frames; P9: the bars stay."""
+    place, bars = barred
+    rested(place)
+    steps = [x["event"] for x in place.lines() if "fallback" in x["event"]]
+    assert steps == ["sds_failed_fallback_mosaic_first", "sds_and_mosaic_first_failed_fallback_mastertiles"]
+    report = place.report()
+    assert (report["mode"], report["tiles_total"], report["frames"]["used"]) == ("classic", 4, 20)
+    assert place.events("sds_phase5_polish") == []
+    assert [(bar / "there").exists() for bar in bars] == [True, True]
+
+
+def test_D2_F21_a_mega_tile_that_kills_the_daemon_again_and_again_leaves_the_field_to_the_others(
+    tmp_path: Path,
+) -> None:
+    """Five lives end in the first; the mosaic of the second has all of the field, and the report says what was lost."""
+    place = Place(tmp_path, (MODE,))
+    interleaved(place, ROUNDS)
+    (place.incoming / ".done").touch()
+    for _ in range(5):
+        place.cut_off("os.rename mega_tile_1.fits")
+    rested(place)
+    report = place.report()
+    assert (report["mode"], report["tiles_total"], report["frames"]["used"]) == ("sds", 2, 10)
+    assert [(x["tile"], x["reason"]) for x in report["tiles_failed"]] == [(1, "interrupted")]
+    assert [x for x in place.lines() if "fallback" in x["event"]] == []
+    whole = np.isfinite(fits.getdata(place.mosaic())[1]).mean()
+    assert whole > 0.85
 
 
 def test_D2_frames_that_do_not_mix_are_classics(tmp_path: Path) -> None:

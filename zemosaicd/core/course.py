@@ -57,14 +57,14 @@ def course_of(frames: Sequence[FrameFacts]) -> Course:
     """The course of raw frames in any order."""
     if len({_kind(f) for f in frames}) > 1:
         return Course(unknown="frames of several kinds")
-    known = [(f.observed_s, f.ra_deg, f.dec_deg) for f in frames if f.scale_arcsec > 0]
-    told = sorted((t, a, d) for t, a, d in known if t is not None and a is not None and d is not None)
+    known = [(f.observed_s, f.ra_deg, f.dec_deg, f.scale_arcsec) for f in frames if f.scale_arcsec > 0]
+    told = sorted((t, a, d, s) for t, a, d, s in known if t is not None and a is not None and d is not None)
     if not told or len(told) < len(frames):
         return Course(unknown="not all headers tell pointing, scale and time")
-    side_deg = frames[0].scale_arcsec / 3600 * math.sqrt(frames[0].width * frames[0].height)
+    side_deg = told[0][3] / 3600 * math.sqrt(frames[0].width * frames[0].height)
     short = math.sqrt(min(frames[0].width, frames[0].height) / max(frames[0].width, frames[0].height))
     plane = Wcs(ra_deg=told[0][1], dec_deg=told[0][2], x_px=0.0, y_px=0.0, cd=(-side_deg, 0.0, 0.0, side_deg))
-    places = [sphere.sky_to_pixel(plane, sphere.direction(ra, dec)) for _, ra, dec in told]
+    places = [sphere.sky_to_pixel(plane, sphere.direction(ra, dec)) for _, ra, dec, _ in told]
     seen = [p for p in places if p is not None]
     if len(seen) < len(places):
         return Course(unknown="pointings all over the sky")

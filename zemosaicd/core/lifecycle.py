@@ -260,7 +260,7 @@ def _apply_result(state: SessionState, event: Event) -> None:
         return
     match event:
         case SessionPlanned():
-            state.planned = event
+            state.planned, state.done, state.failed, state.attempts = event, {}, {}, {}
         case TileDone() | TileFailed() | TilesMerged() | MergeFailed():
             kinds: dict[type[Event], dict[int, Any]] = {
                 TileDone: state.done, TileFailed: state.failed,
@@ -290,8 +290,7 @@ def _reopen(state: SessionState) -> None:
     state.closed = False
     state.closed_set = frozenset()
     state.outcome = ""
-    state.planned = None
-    state.ended = None
+    state.planned = state.ended = None
     state.done, state.failed, state.published, state.attempts = {}, {}, {}, {}
     state.merged, state.unmerged = {}, {}
 
@@ -413,6 +412,8 @@ def _after_plan(state: SessionState, plan: Plan) -> list[Instruction]:
     if mosaics:
         return [MakeMosaic(session=session, revision=revision, mosaic=m.name) for m in mosaics]
     if not state.published:
+        if MODES[plan.mode].steps_back:
+            return [MakePlan(session=session, revision=revision)]
         first = next(iter(state.failed.values())).reason
         reason = Reason(rule="all_tiles_failed", value=len(state.failed), message=first.message or first.rule)
         return [End(session=session, revision=revision, outcome="failed", reason=reason)]

@@ -24,6 +24,7 @@ class Mode:
     its tiles overlap and fade into each other; else they are butted. `one_sky`: its planner brings all frames of a
     group of tiles to one scale and sky, so Phase 5 corrects them as one. `judges_tiles`: each of them has seen a pixel
     too seldom to tell what is no sky, so Phase 5 judges them against each other.
+    `steps_back`: if none of its tiles could be made, its planner is asked for another plan.
     `plans_by_pixels`: its planner reads prepared frames, not only what was measured on them. `warm_up`: what a worker
     of it imports at once (a function of work.jobs); `many_jobs`: there is work for several of them. `tile_kind`: what
     its tiles are to Phase 7. `success`: what is logged when its mosaic is published.
@@ -38,6 +39,7 @@ class Mode:
     feathers: bool = True
     one_sky: bool = False
     judges_tiles: bool = False
+    steps_back: bool = False
     plans_by_pixels: bool = False
     tile_kind: ArtefactKind = ArtefactKind.MASTER_TILE
     success: str = ""
@@ -83,6 +85,7 @@ MODES: dict[str, Mode] = {
             planner="sweeps",
             feathers=False,
             judges_tiles=True,
+            steps_back=True,
             plans_by_pixels=True,
             tile_kind=ArtefactKind.MEGA_TILE,
             success="sds_phase5_polish",

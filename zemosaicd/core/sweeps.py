@@ -23,10 +23,16 @@ Point = tuple[float, float]
 
 
 def deal_sweeps(
-    groups: Sequence[Sequence[FramePlan]], base: Wcs, mosaic: str, first: int, settings: PlanSettings
+    groups: Sequence[Sequence[FramePlan]],
+    base: Wcs,
+    mosaic: str,
+    first: int,
+    settings: PlanSettings,
+    failed: bool = False,
 ) -> tuple[list[TileSpec], list[LogNote]]:
     """The mega tiles of a mosaic: one a batch; without a batch that covers the field one of all frames (mosaic-first);
     none where frames of different kinds may not mix (C3), which is then classic's. With a note for each step back.
+    `failed`: no mega tile of a batch could be made, so there shall be one of all frames.
     """
     frames = canonical(f for group in groups for f in group)
     box = window(frames, base)
@@ -35,9 +41,10 @@ def deal_sweeps(
         why = f"{mosaic}: frames of {kinds} kinds do not mix"
         return [], [_warning("sds_and_mosaic_first_failed_fallback_mastertiles", why)]
     notes: list[LogNote] = []
-    parts = batches_of(frames, box, base)
+    parts = [] if failed else batches_of(frames, box, base)
     if not parts:
         why = f"{mosaic}: no {LEAST_FRAMES} frames or more cover {LEAST_COVERED:.0%} of the field"
+        why = f"{mosaic}: no mega tile could be made" if failed else why
         notes.append(_warning("sds_failed_fallback_mosaic_first", why))
         parts = [frames]
     reference = reference_of(frames)

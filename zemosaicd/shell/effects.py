@@ -172,6 +172,7 @@ class Effects:
     async def _plan(self, state: SessionState) -> None:
         session, revision, config = state.session, state.revision, self._configs.of(state)
         planner = PLANNERS[state.mode.planner]
+        await self._let_go_of_plan(state)
         self._log.info("PHASE_UPDATE", session=session, phase=state.mode.plan_phase)
         request_file, plan_file = self._layout.frames_file(session, revision), self._layout.plan_file(session, revision)
         await self._engine.record(
@@ -180,7 +181,7 @@ class Effects:
                 for p in (request_file, plan_file)
             )
         )
-        request, job = planner.request(state, config), planner.job(request_file, plan_file)
+        request, job = planner.request(state, config), planner.job(request_file, plan_file, state.plan)
 
         if state.mode.plans_by_pixels:
             await self._rebuilder.ensure(state, [r.prepared for r in state.frames.values() if r.prepared is not None])
@@ -207,6 +208,16 @@ class Effects:
         outputs.log_plan(self._log, session, plan, made)
         planned = SessionPlanned(session=session, revision=revision, plan=plan, key=key)
         await self._engine.record(*self._to_make(session, plan), planned, *made_tiles(session, revision, plan))
+
+    async def _let_go_of_plan(self, state: SessionState) -> None:
+        """Before a step back (`Mode.steps_back`): the tiles that failed have ended, and nobody counts their caches."""
+
+        def ended() -> bool:
+            return not any(isinstance(i, StackTile) and i.session == state.session for i in self._engine.running())
+
+        await self._engine.wait_for(ended)
+        self._tables.pop((state.session, state.revision), None)
+        self._unreleased.pop((state.session, state.revision), None)
 
     def _to_make(self, session: str, plan: Plan) -> list[ArtefactMade]:
         """The manifest's lines for tiles that are yet to be made; those that lie there are nobody's to delete (P9)."""

@@ -30,8 +30,8 @@ class Frames:
         )
 
     @staticmethod
-    def job(request: Path, plan: Path) -> PlanJob:
-        """What answers it."""
+    def job(request: Path, plan: Path, before: Plan | None) -> PlanJob:
+        """What answers it; `before`: the plan of which no tile could be made."""
         return jobs.PlanSession(frames_path=str(request), plan_path=str(plan))
 
     @staticmethod
@@ -54,8 +54,8 @@ class Cells:
         )
 
     @staticmethod
-    def job(request: Path, plan: Path) -> PlanJob:
-        """What answers it."""
+    def job(request: Path, plan: Path, before: Plan | None) -> PlanJob:
+        """What answers it; `before`: the plan of which no tile could be made."""
         return jobs.PlanGrid(frames_path=str(request), plan_path=str(plan))
 
     @staticmethod
@@ -76,9 +76,10 @@ class Sweeps:
         return Frames.request(state, config)
 
     @staticmethod
-    def job(request: Path, plan: Path) -> PlanJob:
-        """What answers it."""
-        return jobs.PlanSweep(frames_path=str(request), plan_path=str(plan))
+    def job(request: Path, plan: Path, before: Plan | None) -> PlanJob:
+        """What answers it: batches, then one mega tile of all frames, then classic."""
+        rung = 0 if before is None else 1 if len(before.tiles) > len(before.mosaics) else 2
+        return jobs.PlanSweep(frames_path=str(request), plan_path=str(plan), rung=rung)
 
     @staticmethod
     def notes(state: SessionState, config: Config, plan: Plan) -> list[LogNote]:
@@ -100,8 +101,8 @@ class Tiles:
         )
 
     @staticmethod
-    def job(request: Path, plan: Path) -> PlanJob:
-        """What answers it."""
+    def job(request: Path, plan: Path, before: Plan | None) -> PlanJob:
+        """What answers it; `before`: the plan of which no tile could be made."""
         return jobs.PlanTiles(tiles_path=str(request), plan_path=str(plan))
 
     @staticmethod

@@ -129,10 +129,14 @@ class PlanGrid:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class PlanSweep:
-    """Phase 2 of mode SDS: batches that each cover the field, as mega tiles (work.sweeping)."""
+    """Phase 2 of mode SDS: batches that each cover the field, as mega tiles (work.sweeping).
+
+    `rung`: of its way back; 1 is one mega tile of all frames, 2 classic.
+    """
 
     frames_path: str
     plan_path: str
+    rung: int = 0
 
     def run(self) -> PhaseMade:
         """Writes the plan. Raises SessionFailed."""

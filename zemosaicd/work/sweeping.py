@@ -19,6 +19,8 @@ from zemosaicd.work.planning import Ways, finish, is_wide, plan_frames
 from zemosaicd.work.pointings import one_scale, one_sky
 
 MODE = "sds"
+CLASSIC = 2
+"""The last rung (jobs.PlanSweep)."""
 TO_CLASSIC = "sds_and_mosaic_first_failed_fallback_mastertiles"
 
 
@@ -31,13 +33,17 @@ def plan_sweep(job: PlanSweep) -> PhaseMade:
     def deal(
         groups: list[list[FramePlan]], base: Wcs, mosaic: str, first: int, settings: PlanSettings
     ) -> list[TileSpec]:
-        tiles, said = deal_sweeps(groups, base, mosaic, first, settings)
+        if job.rung == CLASSIC:
+            return deal_groups(groups, base, mosaic, first, settings)
+        tiles, said = deal_sweeps(groups, base, mosaic, first, settings, failed=job.rung > 0)
         notes.extend(said)
         return tiles or deal_groups(groups, base, mosaic, first, settings)
 
     plan, note = plan_frames(request, (), Ways(scale=one_scale, level=one_sky, deal=deal))
-    if is_wide(plan):
-        why = "a mosaic is too wide for one tangent plane, or shall have another projection"
+    if is_wide(plan) or job.rung == CLASSIC:
+        why = "no mega tile of all frames could be made"
+        if is_wide(plan):
+            why = "a mosaic is too wide for one tangent plane, or shall have another projection"
         notes = [LogNote(level="warning", event=TO_CLASSIC, fields={"reason": why})]
     back = any(n.event == TO_CLASSIC for n in notes)
     plan = replace(plan, mode=DEFAULT) if back else replace(plan, mode=MODE, altaz_cleanup=False, altaz_decision="")
