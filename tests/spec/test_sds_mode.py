@@ -100,8 +100,9 @@ def test_D2_D5_a_sweep_becomes_mega_tiles_that_agree_with_classic(tmp_path: Path
     assert place.leftovers() == []
     a, b = (fits.getdata(p.mosaic()).astype(np.float64) for p in (classic, place))
     assert a.shape == b.shape
-    for k in range(3):
-        assert abs(float(np.median(star_ratios(a[k], b[k]))) - 1.0) < 0.005
+    assert abs(float(np.median(star_ratios(a.sum(axis=0), b.sum(axis=0)))) - 1.0) < 0.005
+    for k in range(3):  # a few dozen stars know their colours to half a percent
+        assert abs(float(np.median(star_ratios(a[k], b[k]))) - 1.0) < 0.01
     with fits.open(place.mosaic()) as hdus:
         assert hdus["COVERAGE"].data.max() == 24
 
