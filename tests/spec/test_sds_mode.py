@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from datetime import datetime, timedelta
 from pathlib import Path
 
@@ -16,7 +17,15 @@ from tests.nights import INLINE, Night, Place, drop, night
 from tests.spec.test_grid_mode import star_ratios
 from zemosaicd.core.canvas import convex_hull, lattice, window
 from zemosaicd.core.plan import canonical
-from zemosaicd.core.sweeps import LEAST_COVERED, LEAST_FRAMES, RASTER, TARGET_FRAMES, batches_of, points_in
+from zemosaicd.core.sweeps import (
+    LEAST_COVERED,
+    LEAST_FRAMES,
+    RASTER,
+    TARGET_FRAMES,
+    batches_of,
+    points_in,
+    without_blurred,
+)
 from zemosaicd.model import FramePlan
 
 MODE = "session.mode=sds"
@@ -64,6 +73,18 @@ def test_D2_pointings_one_after_the_other_give_no_batch_but_one_of_all() -> None
     frames = [values.frame_plan(i, f.wcs, observed_s=1e9 + i) for i, f in
               enumerate(f for f in values.field(2, 2) for _ in range(10))]  # fmt: skip
     assert [len(p) for p in batched(frames)] == [40]
+
+
+def test_D2_a_frame_out_of_focus_stays_out_where_sharper_ones_have_seen_the_same() -> None:
+    """Twice as wide as the others it is named with figures; what nobody else has seen often enough is kept."""
+    frames = sweep(5)
+    frames[6] = replace(frames[6], fwhm_px=2.0 * frames[0].fwhm_px)
+    base = lattice(canonical(frames), "auto")
+    (kept,), (out,) = without_blurred([frames], base)
+    assert [f.frame for f in kept] == [f.frame for f in frames if f.frame != frames[6].frame]
+    assert (out.frame, out.reason.rule, out.reason.value) == (frames[6].frame, "blurred", frames[6].fwhm_px)
+    few = [f for f in frames if f.wcs != frames[6].wcs or f.frame == frames[6].frame]
+    assert without_blurred([few], base) == ([few], [])
 
 
 def test_D2_a_raster_sees_what_a_polygon_covers() -> None:

@@ -12,12 +12,16 @@ from collections.abc import Sequence
 from zemosaicd.core.canvas import Box, convex_hull, cut, window
 from zemosaicd.core.cells import outline
 from zemosaicd.core.plan import PlanSettings, canonical, kind_of, reference_of
-from zemosaicd.model import FramePlan, LogNote, TileSpec, Wcs
+from zemosaicd.model import FramePlan, LeftOut, LogNote, Reason, TileSpec, Wcs
 
 LEAST_FRAMES, TARGET_FRAMES = 5, 10
 LEAST_COVERED = 0.92
 RASTER = 128
 """The field is told by so many columns and rows of points."""
+
+BLURRED, LEAST_SHARP, REST = 1.5, 3, 0.05
+"""A frame whose stars are so many times as wide as the median's is left out of mega tiles where so many sharper ones
+have seen all but this part of what it has."""
 
 Point = tuple[float, float]
 
@@ -56,6 +60,40 @@ def deal_sweeps(
         for number, part in enumerate(parts, 1)
     ]  # fmt: skip
     return tiles, notes
+
+
+def without_blurred(groups: Sequence[Sequence[FramePlan]], base: Wcs) -> tuple[list[list[FramePlan]], list[LeftOut]]:
+    """The pointings without frames that were out of focus or trailed, and these.
+
+    In a master tile they weigh less and are outvoted. A mega tile has often nothing but them at a pixel, and Phase 5
+    weighs tiles by their noise: one such frame of nine dimmed the cores of a pointing's stars by 4 %.
+    """
+    frames = canonical(f for group in groups for f in group)
+    sizes = sorted(f.fwhm_px for f in frames if f.fwhm_px > 0.0)
+    box = window(frames, base)
+    limit = BLURRED * sizes[len(sizes) // 2] if sizes else math.inf
+    doubtful = [f for f in frames if f.fwhm_px > limit]
+    if box is None or not doubtful:
+        return [list(g) for g in groups], []
+    seen = {f.frame: points_in(convex_hull(outline(f, base, 0.0)), box) for f in frames}
+    deep = [0] * LEAST_SHARP
+    for mask in (seen[f.frame] for f in frames if not f.fwhm_px > limit):
+        for k in range(LEAST_SHARP - 1, 0, -1):
+            deep[k] |= deep[k - 1] & mask
+        deep[0] |= mask
+    out = {
+        f.frame: _blurred(f, limit)
+        for f in doubtful
+        if (seen[f.frame] & ~deep[-1]).bit_count() <= REST * seen[f.frame].bit_count()
+    }
+    return [kept for g in groups if (kept := [f for f in g if f.frame not in out])], list(out.values())
+
+
+def _blurred(frame: FramePlan, limit: float) -> LeftOut:
+    message = f"stars are {frame.fwhm_px:.1f} px wide, {limit:.1f} px is the most in a mega tile"
+    value, threshold = round(frame.fwhm_px, 2), round(limit, 2)
+    reason = Reason(rule="blurred", value=value, threshold=threshold, message=message)
+    return LeftOut(frame=frame.frame, path=frame.path, reason=reason)
 
 
 def _warning(event: str, reason: str) -> LogNote:

@@ -10,8 +10,8 @@ from pathlib import Path
 
 from zemosaicd.core.modes import DEFAULT
 from zemosaicd.core.plan import PlanSettings, deal_groups
-from zemosaicd.core.sweeps import deal_sweeps
-from zemosaicd.model import FramePlan, LogNote, TileSpec, Wcs
+from zemosaicd.core.sweeps import deal_sweeps, without_blurred
+from zemosaicd.model import FramePlan, LeftOut, LogNote, TileSpec, Wcs
 from zemosaicd.work.jobs import PhaseMade, PlanSweep
 from zemosaicd.work.meter import Meter
 from zemosaicd.work.planfiles import read_request
@@ -29,14 +29,17 @@ def plan_sweep(job: PlanSweep) -> PhaseMade:
     meter = Meter()
     request = read_request(Path(job.frames_path))
     notes: list[LogNote] = []
+    blurred: list[LeftOut] = []
 
     def deal(
         groups: list[list[FramePlan]], base: Wcs, mosaic: str, first: int, settings: PlanSettings
     ) -> list[TileSpec]:
         if job.rung == CLASSIC:
             return deal_groups(groups, base, mosaic, first, settings)
-        tiles, said = deal_sweeps(groups, base, mosaic, first, settings, failed=job.rung > 0)
+        sharp, out = without_blurred(groups, base) if job.rung == 0 else (groups, [])
+        tiles, said = deal_sweeps(sharp, base, mosaic, first, settings, failed=job.rung > 0)
         notes.extend(said)
+        blurred.extend(out if tiles else ())
         return tiles or deal_groups(groups, base, mosaic, first, settings)
 
     plan, note = plan_frames(request, (), Ways(scale=one_scale, level=one_sky, deal=deal))
@@ -45,7 +48,10 @@ def plan_sweep(job: PlanSweep) -> PhaseMade:
         if is_wide(plan):
             why = "a mosaic is too wide for one tangent plane, or shall have another projection"
         notes = [LogNote(level="warning", event=TO_CLASSIC, fields={"reason": why})]
-    back = any(n.event == TO_CLASSIC for n in notes)
-    plan = replace(plan, mode=DEFAULT) if back else replace(plan, mode=MODE, altaz_cleanup=False, altaz_decision="")
+    if any(n.event == TO_CLASSIC for n in notes):
+        plan = replace(plan, mode=DEFAULT)
+    else:
+        left_out = (*plan.left_out, *blurred)
+        plan = replace(plan, mode=MODE, altaz_cleanup=False, altaz_decision="", left_out=left_out)
     made = finish(plan, note, meter, Path(job.plan_path))
     return replace(made, notes=(*made.notes, *notes))
