@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from functools import cache
 
 import cv2
 import numpy as np
@@ -165,10 +166,9 @@ def _strongest_line(unit: F32) -> tuple[float, float, float, float] | None:
     """(a, b, c, sigmas) of the line that stands out most, px; None if none does."""
     rows, columns = (n // COARSE for n in unit.shape)
     coarse = unit[: rows * COARSE, : columns * COARSE].reshape(rows, COARSE, columns, COARSE).mean(axis=(1, 3))
-    total, length = _line_sums(np.ascontiguousarray(coarse))
+    total, length = _line_sums(np.ascontiguousarray(coarse)), _lengths(rows, columns)
     # a line between two rows of cells has half its light in either
     total = np.stack([total, total + np.roll(total, -1, axis=1)])
-    length = np.stack([length, length + np.roll(length, -1, axis=1)])
     score = total / np.sqrt(np.maximum(length, 1.0))
     for one, cells, least in zip(score, length, (1, 2), strict=True):
         enough = cells >= least * LEAST_LENGTH * min(rows, columns)
@@ -189,21 +189,28 @@ def _strongest_line(unit: F32) -> tuple[float, float, float, float] | None:
     return _refined(unit, a, b, c)
 
 
+@cache
+def _lengths(rows: int, columns: int) -> F32:
+    """Cells on each of `_line_sums`' lines, and on each with the next one: (2, ANGLES, offsets), not to be written."""
+    length = _line_sums(np.ones((rows, columns), np.float32))
+    both = np.stack([length, length + np.roll(length, -1, axis=1)])
+    both.setflags(write=False)
+    return both
+
+
 @njit(cache=True, nogil=True)
-def _line_sums(coarse: F32) -> tuple[F32, F32]:
-    """(sums, cells) float32 (ANGLES, offsets) along lines x cos + y sin = offset about the middle, a cell apart."""
+def _line_sums(coarse: F32) -> F32:
+    """Sums float32 (ANGLES, offsets) along lines x cos + y sin = offset about the middle, a cell apart."""
     rows, columns = coarse.shape
     reach = int(math.hypot(rows, columns) / 2) + 1
-    total, length = np.zeros((ANGLES, 2 * reach + 1), np.float32), np.zeros((ANGLES, 2 * reach + 1), np.float32)
+    total = np.zeros((ANGLES, 2 * reach + 1), np.float32)
     for k in range(ANGLES):
         cos, sin = math.cos(math.pi * k / ANGLES), math.sin(math.pi * k / ANGLES)
         for r in range(rows):
             start = (r - (rows - 1) / 2) * sin - (columns - 1) / 2 * cos + reach + 0.5
             for c in range(columns):
-                offset = int(start + c * cos)
-                total[k, offset] += coarse[r, c]
-                length[k, offset] += np.float32(1.0)
-    return total, length
+                total[k, int(start + c * cos)] += coarse[r, c]
+    return total
 
 
 def _refined(unit: F32, a: float, b: float, c: float) -> tuple[float, float, float, float] | None:
