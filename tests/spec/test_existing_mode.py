@@ -87,8 +87,8 @@ def test_D4_a_tile_more_makes_a_new_revision(place: Place) -> None:
 
 
 def test_D4_finished_pictures_are_no_frames_without_the_mode(tmp_path: Path) -> None:
-    """C2: the same folder without the mode is refused, file by file, by rule."""
-    place = Place(tmp_path)
+    """C2: the same folder in mode classic is refused, file by file, by rule."""
+    place = Place(tmp_path, ("session.mode=classic",))
     strangers.write(place.incoming, strangers.square())
     assert place.process() == 1
     assert {x["rule"] for x in place.events("frame_rejected")} == {"header.finished"}

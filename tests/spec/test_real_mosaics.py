@@ -201,16 +201,27 @@ def test_M2_the_gate_opens_for_a_mount_that_the_user_named(frames_dir: Path, tmp
 
 
 def test_finished_tiles_end_with_a_reason_each_and_not_with_a_crash(frames_dir: Path, tmp_path: Path) -> None:
-    """M 42: ten calibrated tiles are no raw frames; each is refused by name, and the exit code says no mosaic."""
+    """M 42: ten calibrated tiles are no raw frames; in mode classic each is refused by name, and the exit code says no
+    mosaic."""
     tiles = sorted((frames_dir / "m42_2mass_tiles").glob("*.fits"))
     assert len(tiles) == 10
-    run = command(tiles, tmp_path)
+    run = command(tiles, tmp_path, "session.mode=classic")
     assert run.returncode == 1
     assert "Traceback" not in run.stderr
     refused = {x["frame"]: x["reason"] for x in log_lines(tmp_path / "state") if x["event"] == "frame_rejected"}
     assert refused.keys() == {tile.name for tile in tiles}
     assert all(refused.values())
     assert not list(tmp_path.rglob("mosaic.fits"))
+
+
+def test_auto_takes_a_folder_of_anybodys_tiles_as_tiles(frames_dir: Path, tmp_path: Path) -> None:
+    """M 42 again, nothing asked for: all ten become one mosaic in mode existing, and the report says why."""
+    run = command(sorted((frames_dir / "m42_2mass_tiles").glob("*.fits")), tmp_path)
+    assert run.returncode == 0, run.stderr
+    (report,) = tmp_path.rglob("report.json")
+    said = json.loads(report.read_text())
+    assert (said["mode"], said["mode_reason"]) == ("existing", "master tiles and no raw frame")
+    assert (said["verdict"], said["frames"]["used"]) == ("good", 10)
 
 
 # --- colours -------------------------------------------------------------------------------------------------------

@@ -80,8 +80,8 @@ def _rejected(rule: str, value: float | str | None, threshold: float | str | Non
 def is_master_tile(cards: Cards, name: str) -> bool:
     """Whether a finished picture is a master tile that may be joined with others without being asked for (D4).
 
-    It must say where it lies, and that it is a stack: by our own cards, by its name, or by a count. A smart telescope's
-    own stacks, which lie among its frames, are none (C2).
+    It must say where it lies, and that it is a stack: by our own cards, by its name, by a count, or by floating-point
+    data without an exposure time. A smart telescope's own stacks, which lie among its frames, are none (C2).
     """
     axes = [text(cards, card).upper() for card in ("CTYPE1", "CTYPE2")]
     if not (axes[0].startswith("RA--") and axes[1].startswith("DEC-")):
@@ -91,7 +91,7 @@ def is_master_tile(cards: Cards, name: str) -> bool:
     if ours or base.lower().startswith("master_tile_"):
         return True
     counted = any((number(cards, card) or 0.0) > 1 for card in STACK_COUNTS)
-    return counted and not STACKED_NAME.match(base) and not _made_by(cards, SMART_TELESCOPES)
+    return (counted or _no_exposure(cards)) and not STACKED_NAME.match(base) and not _made_by(cards, SMART_TELESCOPES)
 
 
 # --- what a light frame is not ----------------------------------------------------------------------------------
@@ -134,9 +134,14 @@ def _refuse_stack(cards: Cards, name: str) -> None:
         raise _rejected("name.stacked", clean_text(base), "Stacked_*", "a stacked picture by its name")
     if (number(cards, "BITPIX") or 0) < 0 and _made_by(cards, SMART_TELESCOPES):
         raise _rejected("header.stacked", "float", "integer", "raw frames of this telescope are integers")
-    if (number(cards, "BITPIX") or 0) < 0 and positive(cards, "EXPTIME", "EXPOSURE") is None:
+    if _no_exposure(cards):
         message = "a finished picture, not a raw frame: floating-point data without an exposure time"
         raise _rejected("header.finished", "float", "integer, or EXPTIME", message)
+
+
+def _no_exposure(cards: Cards) -> bool:
+    """Floating-point data that do not say how long they were exposed: no raw frame."""
+    return (number(cards, "BITPIX") or 0) < 0 and positive(cards, "EXPTIME", "EXPOSURE") is None
 
 
 def _made_by(cards: Cards, makers: tuple[str, ...]) -> bool:

@@ -75,7 +75,7 @@ def make_mosaic(job: MakeMosaic) -> PhaseMade:
             judgement=judgement_of(frames, plan.frames[tiles[0].spec.reference]) if judges else None,
         )
         even = None
-        if job.settings.two_pass and coadd.mode.feathers:
+        if job.settings.two_pass and coadd.mode.feathers and len(tiles) > 1:
             coadd, even = second_pass(coadd, threads)
         with write_fits(Path(job.mosaic), images_of(job, spec, coadd), overwrite=True) as writer:
             small = add_all(coadd, writer, threads)
