@@ -27,8 +27,8 @@ def rounded(position: float, unit: int) -> float:
     return math.floor(position * unit + 0.5) / unit
 
 
-def catmull_rom(f: float) -> dict[int, float]:
-    """Weights of the taps at -1 to 2 for a position f between 0 and 1."""
+def cubic_taps(f: float) -> dict[int, float]:
+    """Weights of Catmull-Rom's taps at -1 to 2 for a position f between 0 and 1."""
     return {i: keys(-0.5, f - i) for i in range(-1, 3)}
 
 
@@ -68,7 +68,7 @@ def lattice_value(
 TAPS = {
     "kriging": (kriging(1.45, -0.05), kriging(2.05, 0.0), kriging(2.9, 0.0)),
     "lanczos3": (lanczos3, lanczos3, lanczos3),
-    "catmull_rom": (catmull_rom, catmull_rom, catmull_rom),
+    "catmull_rom": (cubic_taps, cubic_taps, cubic_taps),
 }
 """Of each kernel: red and blue, green, whole pixels."""
 

@@ -13,6 +13,7 @@ from numpy.typing import NDArray
 
 from zemosaicd import codec, sphere
 from zemosaicd.model import Distortion, FramePlan, Grid, Plan, Wcs
+from zemosaicd.science.frame import find_hot_pixels
 from zemosaicd.work.jobs import MakeMosaic, MosaicSettings, PhaseMade, StackSettings, StackTile
 from zemosaicd.work.store import write_npy
 
@@ -127,3 +128,11 @@ def flux(plane: Array, x: float, y: float, radius: float = 9.0) -> float:
     distance = np.hypot(columns - x, rows - y)
     inside, ring = distance <= radius, (distance > radius + 1) & (distance <= radius + 5)
     return float(plane[inside].sum() - inside.sum() * np.median(plane[ring]))
+
+
+def repair_hot_pixels(plane: Array, bayer: bool) -> tuple[Array, int]:
+    """(float32 (H, W) copy with hot pixels replaced, how many): those that `find_hot_pixels` is sure of."""
+    repaired = np.array(plane, np.float32, order="C")
+    hot = find_hot_pixels(repaired, bayer)
+    repaired.reshape(-1)[hot.place[hot.sure]] = hot.value[hot.sure]
+    return repaired, int(hot.sure.sum())

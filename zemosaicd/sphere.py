@@ -21,7 +21,6 @@ Matrix = tuple[float, float, float, float, float, float, float, float, float]
 """A 3x3 matrix, row by row."""
 
 TAN, ZEA, CAR, HPX = "TAN", "ZEA", "CAR", "HPX"
-PROJECTIONS = (TAN, ZEA, CAR, HPX)
 HPX_BELT = 2.0 / 3.0
 """Sine of the native latitude up to which HPX is one piece, a cylindrical equal-area map; beyond are its gores."""
 HPX_AREA = 3.0 * math.pi / 8.0

@@ -7,13 +7,13 @@ from hypothesis import strategies as st
 from hypothesis.extra.numpy import arrays
 
 from tests.oracles import colour_mask
+from tests.scenes import repair_hot_pixels
 from zemosaicd.science.frame import (
     binned_green,
     binned_mono,
     block_levels,
     colour_offsets,
     find_hot_pixels,
-    repair_hot_pixels,
     repair_pixels,
     sky_and_noise,
 )

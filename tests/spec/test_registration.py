@@ -10,11 +10,11 @@ import numpy as np
 import pytest
 from numpy.typing import NDArray
 
+from tests.scenes import repair_hot_pixels
 from zemosaicd import sphere
 from zemosaicd.core.headers import facts as header_facts
 from zemosaicd.model import Reason, Solution, Wcs
 from zemosaicd.science.astrometry import Hint, locate, solve
-from zemosaicd.science.frame import repair_hot_pixels
 from zemosaicd.science.merging import FrameStars, spread
 from zemosaicd.science.registration import JointSolution, sky_vectors, solve_session
 from zemosaicd.science.stars import StarList, find_stars

@@ -10,8 +10,8 @@ import pytest
 from astropy.io import fits
 from scipy.spatial import cKDTree
 
+from tests.scenes import repair_hot_pixels
 from zemosaicd import simulate, sphere
-from zemosaicd.science.frame import repair_hot_pixels
 from zemosaicd.science.stars import find_stars
 from zemosaicd.simulate import Night, pixel_positions, plan_frame, render, sky_of
 from zemosaicd.sphere import precess_to_j2000

@@ -11,9 +11,10 @@ import numpy as np
 import pytest
 from astropy.io import fits
 
+from tests.scenes import repair_hot_pixels
 from zemosaicd.model import FrameFacts, Solution, Wcs
 from zemosaicd.science.astrometry import Hint, Unsolved, locate, solve
-from zemosaicd.science.frame import block_levels, repair_hot_pixels, sky_and_noise
+from zemosaicd.science.frame import block_levels, sky_and_noise
 from zemosaicd.science.stars import StarList, find_stars, shape
 from zemosaicd.sphere import (
     direction,

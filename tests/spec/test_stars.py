@@ -6,7 +6,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from tests.oracles import colour_mask
-from zemosaicd.science.frame import repair_hot_pixels
+from tests.scenes import repair_hot_pixels
 from zemosaicd.science.stars import StarList, find_stars, shape, with_colours
 
 SHAPE = (480, 512)

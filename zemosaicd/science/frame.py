@@ -71,14 +71,6 @@ def find_hot_pixels(plane: Float32, bayer: bool) -> HotPixels:
     return HotPixels(place=place, value=value, sure=sure)
 
 
-def repair_hot_pixels(plane: NDArray[np.generic], bayer: bool) -> tuple[Float32, int]:
-    """(float32 (H, W) copy with hot pixels replaced, how many): those that `find_hot_pixels` is sure of."""
-    repaired = np.array(plane, np.float32, order="C")
-    hot = find_hot_pixels(repaired, bayer)
-    repaired.reshape(-1)[hot.place[hot.sure]] = hot.value[hot.sure]
-    return repaired, int(hot.sure.sum())
-
-
 def repair_pixels(plane: NDArray[np.generic], places: NDArray[np.int64], bayer: bool) -> None:
     """Put the median of their neighbours of the same colour into some pixels (flat indices) of (H, W), in place."""
     _repair(plane, places, 2 if bayer else 1)

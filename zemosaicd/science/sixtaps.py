@@ -24,19 +24,11 @@ _SIX = ir.IntType(32), ir.VectorType(ir.FloatType(), LANES)
 
 def lanczos_table() -> Pixels:
     """Lanczos-3 weights, flat float32: 8 (6 taps at -2 ... 3, two zeros) for each of 512 + 1 phases, of sum 1."""
-    return _table(lambda d: np.sinc(d) * np.sinc(d / 3) * (np.abs(d) < 3))
+    return table_of(lambda d: np.sinc(d) * np.sinc(d / 3) * (np.abs(d) < 3))
 
 
-def catmull_rom_table() -> Pixels:
-    """The same for Keys' cubic convolution with a = -0.5, which has 4 taps."""
-    return _table(
-        lambda d: np.where(
-            d < 1, 1.5 * d**3 - 2.5 * d**2 + 1, np.where(d < 2, -0.5 * d**3 + 2.5 * d**2 - 4 * d + 2, 0.0)
-        )
-    )
-
-
-def _table(kernel: Any) -> Pixels:
+def table_of(kernel: Any) -> Pixels:
+    """The same of any kernel that reaches 3 px, a function of distances in px."""
     phase = np.arange(PHASES + 1)[:, np.newaxis] / PHASES
     weights = kernel(np.abs(phase - np.arange(-2, 4)[np.newaxis, :]))
     table = np.zeros((PHASES + 1, LANES), np.float32)
