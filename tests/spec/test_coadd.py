@@ -253,3 +253,23 @@ def test_phase5_the_kernel_keeps_stars_sharp(fwhm_px: float) -> None:
     wider, by_catmull_rom = width(LANCZOS) - 1.0, width(CATMULL_ROM) - 1.0
     assert abs(wider) < 0.02
     assert by_catmull_rom > 3 * abs(wider)
+
+
+def test_a_tile_of_larger_pixels_counts_for_what_it_knows() -> None:
+    """Two images of the same sky and depth, one of pixels twice as wide: four of the grid's pixels share one of its, so
+    the mean of both has half the noise of either (variance, over blocks), and WEIGHT is that of what is written."""
+    same, twice = turned(0.0, 0.0, 0.0), turned(0.0, -0.25, -0.25, scale=0.5)
+    assert same.shift == (0, 0)
+    rng, means, spreads = np.random.default_rng(3), [], []
+    for _ in range(30):
+        sums, alone = Sums(1, 110, 120), Sums(1, 110, 120)
+        sky = [rng.normal(500.0, sigma, (1, H, W)).astype(np.float32) for sigma in (30.0, 15.0)]
+        for target, parts in ((sums, ((same, sky[0], 30.0), (twice, sky[1], 15.0))), (alone, ((same, sky[0], 30.0),))):
+            for there, pixels, sigma in parts:
+                target.add(Slab(pixels=pixels, row0=0), there, correction(), np.array([sigma**-2]), LANCZOS)
+        blocks = [t.finish()[0][0, 4:60, 4:76].reshape(7, 8, 9, 8).mean(axis=(1, 3)).ravel() for t in (sums, alone)]
+        means.append(blocks[0])
+        spreads.append(blocks[1])
+    assert float(np.var(means)) == pytest.approx(0.5 * float(np.var(spreads)), rel=0.1)
+    weight = sums.finish()[1][0, 30, 30]
+    assert weight == pytest.approx((1 / 900 + 0.25 / 225) ** 2 / (1 / 900 + 0.0625 / 225), rel=1e-3)

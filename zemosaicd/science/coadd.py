@@ -11,8 +11,8 @@ keeps 0.88 of the noise, Catmull-Rom widens them by 1.3 % (4 % at 2 px) and keep
 sharply the first rings 2.9 % of its height deep, the second 1.7 %, before the rule above.
 
 The sums are float64 and each is a function of the pixel alone: bands, slabs and their order leave no trace (M5). The
-weight of a sample is its inverse variance, after the correction's gain, times the tile's feather there (and, in a
-second pass, times what evens its share out: science.easing).
+weight of a sample is its inverse variance, after the correction's gain, times the tile's feather there, over the pixels
+of the grid that share one of the tile's (and, in a second pass, times what evens its share out: science.easing).
 """
 
 from __future__ import annotations
@@ -97,7 +97,7 @@ class Sums:
         columns = max(0, left), min(self.alpha.shape[1], right)
         change, scale = linear(correction), ivar / np.square(correction.gain)
         sums = self.value, self.weight, self.squared, self.alpha
-        factors = ease.factor, ease.x_block, ease.y_block
+        factors = _shared(ease.factor, placement), ease.x_block, ease.y_block
         if placement.shift is not None:
             _add_shifted(
                 slab.pixels, slab.weight, slab.alpha, slab.row0, placement.height, placement.shift, slab.feather_px,
@@ -126,6 +126,15 @@ class Sums:
         picture, ivar = self._out[:, :, : self.alpha.shape[0]]
         _finish(self.value, self.weight, self.squared, picture, ivar)
         return picture, ivar
+
+
+def _shared(factor: Pixels, placement: Placement) -> Pixels:
+    """An ease's factors for an image whose pixels are larger than the grid's: as many of these share one of them, and
+    with it its noise."""
+    if placement.shift is not None or placement.area <= 1.0:
+        return factor
+    own = factor if factor.size else np.ones((1, 1), np.float32)
+    return own / np.float32(placement.area)
 
 
 def linear(correction: TileCorrection) -> Numbers:
