@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ast
 from pathlib import Path
 
 import numpy as np
@@ -9,7 +10,7 @@ import pytest
 from astropy.io import fits
 
 from tests import strangers
-from tests.nights import INLINE, Place, drop, night, tree
+from tests.nights import INLINE, ROOT, Place, drop, night, tree
 from zemosaicd.core.modes import MODES, PHASES, mode_named
 from zemosaicd.settings import Config
 from zemosaicd.shell.planners import PLANNERS
@@ -146,3 +147,18 @@ def test_D5_modes_are_rows_of_data() -> None:
     for mode in MODES.values():
         assert mode.planner in PLANNERS
         assert [p for p in PHASES if p in mode.phases] == list(mode.phases)
+
+
+SOURCES = [p for p in sorted((ROOT / "zemosaicd").rglob("*.py")) if p.name != "modes.py"]
+
+
+@pytest.mark.parametrize("path", SOURCES, ids=lambda p: str(p.relative_to(ROOT / "zemosaicd")))
+def test_D5_nobody_asks_for_the_name_of_a_mode(path: Path) -> None:
+    """Outside of core.modes no comparison and no `match` names a mode: what differs between modes is in their rows."""
+    names = set(MODES)
+    for node in ast.walk(ast.parse(path.read_text())):
+        if not isinstance(node, ast.Compare | ast.MatchValue):
+            continue
+        said = {n.value for n in ast.walk(node) if isinstance(n, ast.Constant)}
+        said |= {n.id for n in ast.walk(node) if isinstance(n, ast.Name)} & {"MODE", "DEFAULT"}
+        assert not said & (names | {"MODE", "DEFAULT"}), f"line {node.lineno}: {ast.unparse(node)}"
