@@ -104,12 +104,7 @@ class Illumination:
 
     def at(self, r2: F64) -> F64:
         """f at squared distances from the middle, in half diagonals."""
-        return lit(self.terms, r2)
-
-
-def lit(terms: Sequence[float], r2: F64) -> F64:
-    """f = 1 + terms[0] r^2 + terms[1] r^4 at squared distances from the middle, in half diagonals, of any shape."""
-    return np.asarray(1.0 + sum(a * r2 ** (k + 1) for k, a in enumerate(terms)))
+        return np.asarray(1.0 + sum(a * r2 ** (k + 1) for k, a in enumerate(self.terms)))
 
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)

@@ -20,7 +20,7 @@ from zemosaicd.core.canvas import Box, cut, lattice, window
 from zemosaicd.core.plan import PlanSettings, kind_of, pointings
 from zemosaicd.model import FramePlan, FrameSky, Grid, Plan, TileSpec, Wcs
 from zemosaicd.science.photometry import frame_scales
-from zemosaicd.science.skylight import lit
+from zemosaicd.science.skylight import UNKNOWN
 from zemosaicd.science.stars import StarList
 from zemosaicd.work import members
 from zemosaicd.work.jobs import StackSettings
@@ -100,7 +100,8 @@ def _evenly_lit(stars: StarList, frame: FramePlan) -> StarList:
     terms = () if frame.sky is None else frame.sky.illumination
     width, height = frame.facts.width, frame.facts.height
     r2 = ((stars.x - (width - 1) / 2) ** 2 + (stars.y - (height - 1) / 2) ** 2) / ((width**2 + height**2) / 4)
-    return replace(ideal_stars(stars, frame), flux=(stars.flux / lit(terms, r2)).astype(np.float32))
+    light = replace(UNKNOWN, terms=terms).at(r2)
+    return replace(ideal_stars(stars, frame), flux=(stars.flux / light).astype(np.float32))
 
 
 def _near(a: FramePlan, b: FramePlan) -> bool:
