@@ -8,14 +8,14 @@ from pathlib import Path
 import pytest
 from hypothesis import HealthCheck, settings
 
-from zemosaicd.shell.layout import Layout
+from zemosaicd.shell.template import kernels_of
 
 ROOT = Path(__file__).parents[1]
 
 # As in a worker; several tests at a time and threads of each would stand in each other's way. Before numpy is imported.
 os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")
 # Kernels are compiled once, for the tests and for the daemons that they start. Before numba is imported.
-os.environ.setdefault("NUMBA_CACHE_DIR", str(Layout(state=ROOT / "build", output=ROOT / "build").kernels))
+os.environ.setdefault("NUMBA_CACHE_DIR", str(kernels_of(ROOT / "build")))
 
 # A busy machine makes no test fail: how long an example takes is a matter for benchmarks/. Where a change is judged
 # (CI is set) the examples are always the same ones: luck is for those who look for it.

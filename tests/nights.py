@@ -35,6 +35,7 @@ from zemosaicd.core.lifecycle import SessionState
 from zemosaicd.shell.daemon import outcomes
 from zemosaicd.shell.journal import Journal
 from zemosaicd.shell.layout import Layout
+from zemosaicd.shell.template import kernels_of
 from zemosaicd.simulate import Night, simulate
 from zemosaicd.work.jobs import warm_up
 
@@ -241,7 +242,7 @@ class Process(Protocol):
 
 def _start(arguments: Sequence[str], place: Place) -> subprocess.Popen[bytes]:
     """`python -m zemosaicd ...`, in a session of its own."""
-    kernels = str(Layout(state=place.state, output=place.output).kernels)
+    kernels = str(kernels_of(place.state))
     with (place.root / "stderr.txt").open("ab") as errors:
         return subprocess.Popen(
             [sys.executable, "-m", "zemosaicd", *arguments],

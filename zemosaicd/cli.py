@@ -7,7 +7,6 @@ configuration or the state cannot be used.
 from __future__ import annotations
 
 import argparse
-import asyncio
 import dataclasses
 import json
 import os
@@ -16,15 +15,16 @@ import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-from zemosaicd import __version__, codec
+from zemosaicd import __version__
 from zemosaicd import config as configuration
 from zemosaicd.checks import ConfigError
-from zemosaicd.core.lifecycle import SessionState
-from zemosaicd.core.report import GOOD
 from zemosaicd.model import Fatal, ZemosaicdError
 from zemosaicd.settings import Config
+
+if TYPE_CHECKING:  # what is imported here is waited for before the workers' template can begin
+    from zemosaicd.core.lifecycle import SessionState
 
 DONE, FAILED, USAGE, FLAWED, CONFIGURATION = 0, 1, 2, 3, 78
 DEFAULT_FILE = "zemosaicd.toml"
@@ -137,14 +137,26 @@ def _reason(rule: str, message: str) -> Any:
     return Reason(rule=rule, message=message)
 
 
-def _run(options: argparse.Namespace) -> int:
-    from zemosaicd.shell.daemon import Daemon
+def _begun(config: Config) -> Any:
+    """What workers are forked from, begun: it warms up while the rest of the daemon is imported."""
+    from zemosaicd.shell.template import template_of
 
+    template = template_of(config)
+    if template is not None:
+        template.start()
+    return template
+
+
+def _run(options: argparse.Namespace) -> int:
     config = _load(options)
     with _logging(config) as log:
+        template = _begun(config)
+        import asyncio
+
+        from zemosaicd.shell.daemon import Daemon
 
         async def live() -> None:
-            await Daemon(config, log, reload=lambda: _load(options)).run()
+            await Daemon(config, log, reload=lambda: _load(options), template=template).run()
 
         asyncio.run(live())
     return DONE
@@ -158,14 +170,19 @@ def _process(options: argparse.Namespace) -> int:
     paths = (f"paths.incoming={json.dumps([str(folder)])}", f"paths.output={options.output}")
     config = _load(options, paths)
     with _logging(config, descriptor=2) as log:
-        states = asyncio.run(_process_folder(config, log, str(folder), split=options.split))
+        template = _begun(config)
+        import asyncio
+
+        states = asyncio.run(_process_folder(config, log, template, str(folder), split=options.split))
     return _tell_outcomes(states, str(folder))
 
 
-async def _process_folder(config: Config, log: Any, folder: str, *, split: bool) -> dict[str, SessionState]:
+async def _process_folder(
+    config: Config, log: Any, template: Any, folder: str, *, split: bool
+) -> dict[str, SessionState]:
     from zemosaicd.shell.daemon import Daemon, Once, outcomes
 
-    daemon = Daemon(config, log, once=Once(folder=folder, split=split))
+    daemon = Daemon(config, log, once=Once(folder=folder, split=split), template=template)
     await daemon.run()
     if daemon.interrupted:
         raise Interrupted(_reason("interrupted", "interrupted; call it again, and it goes on where it was"))
@@ -174,6 +191,8 @@ async def _process_folder(config: Config, log: Any, folder: str, *, split: bool)
 
 def _tell_outcomes(states: dict[str, SessionState], folder: str) -> int:
     """Says what came of each session, and returns the exit code: the worst of them."""
+    from zemosaicd.core.report import GOOD
+
     if not states:
         _say(f"no usable frame in {folder}", to_stderr=True)
         return FAILED
@@ -197,6 +216,7 @@ def _tell_outcomes(states: dict[str, SessionState], folder: str) -> int:
 
 
 def _status(options: argparse.Namespace) -> int:
+    from zemosaicd import codec
     from zemosaicd.shell.language import load_catalogue
     from zemosaicd.shell.layout import Layout
     from zemosaicd.shell.supervisor import read_status
@@ -294,6 +314,8 @@ def _check(options: argparse.Namespace) -> int:
 
 
 def _config(options: argparse.Namespace) -> int:
+    from zemosaicd import codec
+
     if options.action == "get":
         _say(json.dumps(codec.plain(configuration.get_value(_load(options), options.key))))
         return DONE

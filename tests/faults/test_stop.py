@@ -10,6 +10,7 @@ from pathlib import Path
 import pytest
 
 from tests.nights import INLINE, Life, Place, alive, descendants, drop, night, pixels, undisturbed, until
+from zemosaicd.work.entry import WORKER_NAME
 
 SLACK_S = 10.0
 """Beyond what is promised: these machines are slow and busy (faults B6.8)."""
@@ -27,7 +28,7 @@ def place(tmp_path: Path) -> Place:
 def workers(life: Life) -> list[int]:
     """The processes of the pool (and of it alone)."""
     children = [pid for pid, _ in descendants(life.process.pid)]
-    return [pid for pid in children if b"spawn_main" in Path(f"/proc/{pid}/cmdline").read_bytes()]
+    return [pid for pid in children if Path(f"/proc/{pid}/comm").read_text().strip() == WORKER_NAME]
 
 
 def check_resume(place: Place) -> None:
@@ -58,7 +59,7 @@ def test_F12_SIGTERM_under_load(place: Place, group: bool) -> None:
         (os.killpg if group else os.kill)(life.process.pid, signal.SIGTERM)
         assert life.process.wait(20 + SLACK_S) == 0
         assert time.monotonic() - asked < 20 + SLACK_S
-        assert not [pid for pid in pool if Path(f"/proc/{pid}").exists()]
+        assert not [Path(f"/proc/{pid}/stat").read_text() for pid in pool if Path(f"/proc/{pid}").exists()]
         until(lambda: not any(map(alive, children)), "the end of multiprocessing's own helper", life.tail)
         assert life.seen("daemon_stopped")
     check_resume(place)

@@ -274,15 +274,18 @@ def _hot_pixels(plane: Float32, sigma: float, bayer: bool) -> tuple[NDArray[np.i
     places, medians = np.empty(plane.size, np.int64), np.empty(plane.size, np.float32)
     certain = np.empty(plane.size, np.bool_)
     around, scratch = np.empty(8, np.float32), np.empty(8, np.float32)
-    flags = np.empty(width, np.uint8)
+    flags = np.zeros(-(-width // 8) * 8, np.uint8)
+    eights = flags.view(np.uint64)
     step, limit = 2 if bayer else 1, np.float32(SUSPECT_SIGMA * sigma)
     n = 0
     for y in range(height):
         row = plane[y]
         if not _outstanding(row, step, limit, flags):
             continue
-        for x in range(width):
-            if flags[x] and np.isfinite(row[x]):
+        for k in np.flatnonzero(eights):
+            for x in range(8 * k, min(width, 8 * k + 8)):
+                if not flags[x] or not np.isfinite(row[x]):
+                    continue
                 if bayer:
                     median, sure = _hot_in_cfa(plane, y, x, sigma, around, scratch)
                 else:

@@ -56,7 +56,7 @@ class Levels:
         return np.ascontiguousarray(np.column_stack([*columns, self.illumination]), np.float64)
 
 
-@njit(cache=True, nogil=True, fastmath={"contract"})
+@njit(cache=True, nogil=True, fastmath={"contract"}, error_model="numpy")
 def _level_row(
     raw: NDArray[np.generic], y: float, x0: float, step: int, levels: Numbers, radius: float, out: Pixels
 ) -> None:

@@ -40,6 +40,7 @@ from zemosaicd.shell.sessions import SessionConfigs, host_offset_s
 from zemosaicd.shell.space import DiskGate
 from zemosaicd.shell.status import make_status
 from zemosaicd.shell.supervisor import DaemonStatus, Notifier, beat, keep_status, side_task, write_status
+from zemosaicd.shell.template import Template, template_of
 from zemosaicd.shell.watch import Batch, SystemClock, Watcher, WatchPolicy
 from zemosaicd.work.store import set_mode
 
@@ -69,11 +70,14 @@ class Parts:
 
 
 class Daemon:
-    """One run over one state folder. `touched`: the sessions that `process` worked on, once it has ended."""
+    """One run over one state folder. `touched`: the sessions that `process` worked on, once it has ended. `template`:
+    what workers are forked from, if it has been begun already.
+    """
 
     def __init__(
-        self, config: Config, log: Logger, *, once: Once | None = None, reload: Callable[[], Config] | None = None
-    ) -> None:
+        self, config: Config, log: Logger, *, once: Once | None = None, reload: Callable[[], Config] | None = None,
+        template: Template | None = None,
+    ) -> None:  # fmt: skip
         self.config = config
         self.layout = Layout(state=Path(config.paths.state), output=Path(config.paths.output))
         self.touched: set[str] = set()
@@ -83,6 +87,7 @@ class Daemon:
         self._gate = DiskGate(log, (self.layout.state, self.layout.output))
         self._once = once
         self._reload = reload
+        self._template = template
         self._stop = asyncio.Event()
         self._abandon = asyncio.Event()
         self._closing = asyncio.Lock()
@@ -125,10 +130,9 @@ class Daemon:
         return Pool(
             table.workers or os.cpu_count() or 1,
             memory_bytes=table.memory_mb * 1_000_000,
-            warm_up=f"zemosaicd.work.jobs:{mode.warm_up}",
+            template=self._template or template_of(self.config),
             eager=self._once is None or mode.many_jobs,
             hasty=self._once is not None,
-            numba_cache_dir=str(self.layout.kernels),
             on_death=self._on_death,
         )
 

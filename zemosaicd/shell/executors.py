@@ -4,8 +4,7 @@ The queue stays here, so that arrivals are not starved behind tiles and anything
 a pool is handed only as many jobs as it has workers, and one more. One dead worker costs every job of a
 ProcessPoolExecutor its result (M11): the pool is built again, the jobs that were elsewhere are run again without
 blame, and the one that was on the dead worker is run with nothing beside it; three deaths alone and it is
-quarantined (M12, F9). Worker processes are only ever spawned from the thread of the event loop, which must be the
-main thread: PR_SET_PDEATHSIG follows the thread that spawned (M13).
+quarantined (M12, F9). Workers are forked from a template, which is warm before the first of them (shell.template).
 """
 
 from __future__ import annotations
@@ -15,14 +14,11 @@ import itertools
 import multiprocessing
 import os
 import signal
-import sys
-import time
 from collections import deque
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from concurrent.futures import Future, ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
-from contextlib import contextmanager, suppress
-from multiprocessing.connection import wait
+from contextlib import suppress
 from multiprocessing.process import BaseProcess
 from typing import Any
 
@@ -37,17 +33,14 @@ from zemosaicd.shell.jobqueue import (
     WorkersCannotStart,
     closed,
 )
-from zemosaicd.work.entry import IGNORED, STARTED, Beginnings, Job, Nothing, begin, run_pickled, work
+from zemosaicd.shell.template import Template
+from zemosaicd.work.entry import STARTED, Beginnings, Job, Nothing, begin, run_pickled, work
 
 __all__ = ["Death", "Executor", "ExecutorClosed", "Inline", "Job", "Pool", "Quarantined", "WorkersCannotStart"]
 
 MAX_DEATHS = 3
 _MAX_BARREN = 3
 _GRACE_S = 5.0
-_REAPING_TRIES, _REAPING_S = 200, 0.001
-_ONE_THREAD = dict.fromkeys(
-    ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS", "NUMBA_NUM_THREADS", "OPENCV_FOR_THREADS_NUM"), "1"
-)
 
 
 class Inline(JobQueue):
@@ -85,10 +78,10 @@ class Inline(JobQueue):
 class Pool(JobQueue):
     """A ProcessPoolExecutor that survives its workers.
 
-    `memory_bytes`: what a job may allocate beyond the worker's imports (RLIMIT_AS). `warm_up`: "module:function", run
-    at each worker's start. `eager`: all workers come up at the start, not each when there is work for it. `hasty`:
-    `start` does not wait until they are up. `on_death` is called from the loop after each death that is put down to a
-    job.
+    `template`: what its workers are forked from, once it is warm; it ends with the pool. `memory_bytes`: what a job may
+    allocate beyond the worker's imports (RLIMIT_AS). `eager`: all workers come up at the start, not each when there is
+    work for it. `hasty`: `start` does not wait until they are up. `on_death` is called from the loop after each death
+    that is put down to a job.
     """
 
     def __init__(
@@ -96,22 +89,20 @@ class Pool(JobQueue):
         workers: int,
         *,
         memory_bytes: int | None = None,
-        warm_up: str = "",
-        numba_cache_dir: str = "",
+        template: Template | None = None,
         eager: bool = True,
         hasty: bool = False,
         max_deaths: int = MAX_DEATHS,
         on_death: Callable[[Job, Death], None] | None = None,
     ) -> None:
         super().__init__(workers)
-        self._context = multiprocessing.get_context("spawn")
-        self._beginnings = Beginnings(parent=os.getpid(), memory_bytes=memory_bytes, warm_up=warm_up)
-        self._environment = _ONE_THREAD | ({"NUMBA_CACHE_DIR": numba_cache_dir} if numba_cache_dir else {})
+        self._template = template or Template()
+        self._beginnings = Beginnings(memory_bytes=memory_bytes, warm_up=self._template.warm_up)
         self._wanted, self._hasty = workers if eager else 1, hasty
         self._max_deaths = max_deaths
         self._on_death = on_death
         self._tokens = itertools.count()
-        self._reports, self._reports_in = self._context.Pipe(duplex=False)
+        self._reports, self._reports_in = self._template.context.Pipe(duplex=False)
         self._pool: ProcessPoolExecutor | None = None
         self._workers: dict[int, BaseProcess] = {}
         self._suspects: deque[Item] = deque()
@@ -120,6 +111,8 @@ class Pool(JobQueue):
         self._grace: asyncio.TimerHandle | None = None
         self._burials: set[asyncio.Task[None]] = set()
         self._start: asyncio.Future[list[None]] | None = None
+        self._warming: asyncio.Task[None] | None = None
+        self._warmed = False
         self._barren = 0
 
     async def start(self) -> None:
@@ -127,6 +120,8 @@ class Pool(JobQueue):
         self._loop = asyncio.get_running_loop()
         os.set_blocking(self._reports.fileno(), False)
         self._loop.add_reader(self._reports.fileno(), self._read_reports)
+        self._template.start()
+        self._warming = asyncio.create_task(self._warm())
         self._start = asyncio.gather(*(self.run(Nothing()) for _ in range(self._wanted)))
         if self._hasty:
             self._start.add_done_callback(lambda start: start.cancelled() or start.exception())
@@ -134,6 +129,17 @@ class Pool(JobQueue):
         await self._start
         while len(self._workers) < self._wanted:  # a quick worker may do the next one's share, then ask again
             await asyncio.gather(*(self.run(Nothing()) for _ in range(self._wanted)))
+
+    async def _warm(self) -> None:
+        """Lets jobs go when there is something to fork workers from; the loop must not wait for that."""
+        for _ in range(_MAX_BARREN):
+            with suppress(OSError, EOFError):  # it died, and is made anew
+                await asyncio.to_thread(self._template.wait)
+                self._warmed = True
+                self._feed()
+            if self._warmed or self._closing:
+                return
+        self._fail_all()
 
     def pids(self) -> tuple[int, ...]:
         """The process ids of the workers."""
@@ -156,13 +162,13 @@ class Pool(JobQueue):
         return None if self._suspects else super()._next()
 
     def _room(self) -> bool:
-        return len(self._flying) <= self._capacity
+        return self._warmed and len(self._flying) <= self._capacity
 
     def _hand(self, item: Item) -> None:
         token = next(self._tokens)
         try:
             future = self._submit(token, item.payload)
-        except BrokenProcessPool:  # it broke while it was idle, and nobody has told us yet
+        except (BrokenProcessPool, EOFError):  # it, or its template, broke while idle; we were not told yet
             self._lost.append(item)
             self._end_pool()
             return
@@ -177,10 +183,10 @@ class Pool(JobQueue):
         if self._pool is None:
             arguments = (self._beginnings, self._reports_in)
             self._pool = ProcessPoolExecutor(
-                self._capacity, mp_context=self._context, initializer=begin, initargs=arguments
+                self._capacity, mp_context=self._template.context, initializer=begin, initargs=arguments
             )
         before = set(multiprocessing.active_children())
-        with _spawning(self._environment):
+        with self._template.forking():
             future = self._pool.submit(work, token, payload)
         # The pool's own thread may be asleep on an older list of workers when it spawns one: each is watched here too.
         for process in set(multiprocessing.active_children()) - before:
@@ -270,10 +276,14 @@ class Pool(JobQueue):
             elif not item.future.done():
                 self._again(item, suspect=item in suspects, exit_signal=dead.get(item.pid, 0))
         if self._barren >= _MAX_BARREN:
-            for item in self._withdraw():
-                item.fail(_barren())
-            self._barren = 0
+            self._fail_all()
         self._feed()
+
+    def _fail_all(self) -> None:
+        """No worker comes up: whoever waits is told."""
+        self._barren = 0
+        for item in self._withdraw():
+            item.fail(_barren())
 
     def _stop_grace(self) -> None:
         if self._grace is not None:
@@ -281,17 +291,22 @@ class Pool(JobQueue):
             self._grace = None
 
     def _kill_workers(self) -> dict[int, int]:
-        """End this pool's workers; returns those that had died by themselves, with the signal that ended them."""
+        """End this pool's workers; returns those that had died, with the signal that ended them, 0 if not known.
+
+        The pool's own thread may have known before we did, and told the others to leave: with 0, or with an error where
+        their results were no longer taken. So where one was killed, only such count.
+        """
         workers, self._workers = self._workers, {}
-        ended = wait([process.sentinel for process in workers.values()], 0)
-        dead: dict[int, int] = {}
+        codes: dict[int, int] = {}
         for pid, process in workers.items():
             self._loop.remove_reader(process.sentinel)
-            if process.sentinel in ended:
-                dead[pid] = _exit_signal(process)
-            else:
+            code = process.exitcode
+            if code is None:
                 process.kill()
-        return dead
+            elif code:
+                codes[pid] = code
+        killed = {pid: -code for pid, code in codes.items() if code < 0}
+        return killed or dict.fromkeys(codes, 0)
 
     def _again(self, item: Item, *, suspect: bool, exit_signal: int) -> None:
         """Run a lost job again: beside others if it is innocent, alone if it may be what kills (M12)."""
@@ -334,47 +349,18 @@ class Pool(JobQueue):
             self._kill_workers()
         if self._burials:
             await asyncio.wait(self._burials, timeout=_GRACE_S)
+        if self._warming is not None:
+            self._template.stop()
+            await self._warming
         if not self._reports.closed:
             asyncio.get_running_loop().remove_reader(self._reports.fileno())
             self._reports.close()
             self._reports_in.close()
 
 
-@contextmanager
-def _spawning(environment: dict[str, str]) -> Iterator[None]:
-    """What a worker inherits from its first instruction on: one thread a library, no signal before it is deaf, and not
-    the program that started it: spawn would import the whole command line into every worker."""
-    saved = {name: os.environ.get(name) for name in environment}
-    own = vars(sys.modules["__main__"])
-    identity: dict[str, Any] = {name: own[name] for name in ("__spec__", "__file__") if name in own}
-    own.update(dict.fromkeys(identity))
-    os.environ.update(environment)
-    mask = signal.pthread_sigmask(signal.SIG_BLOCK, IGNORED)
-    try:
-        yield
-    finally:
-        signal.pthread_sigmask(signal.SIG_SETMASK, mask)
-        own.update(identity)
-        for name, value in saved.items():
-            if value is None:
-                del os.environ[name]
-            else:
-                os.environ[name] = value
-
-
 def _pid(process: BaseProcess) -> int:
     assert process.pid is not None, "it was started"
     return process.pid
-
-
-def _exit_signal(process: BaseProcess) -> int:
-    """The signal that ended this worker, 0 if none or not known. The pool's own thread may be reaping it right now."""
-    process.join(_GRACE_S)
-    for _ in range(_REAPING_TRIES):
-        if process.exitcode is not None:
-            return max(0, -process.exitcode)
-        time.sleep(_REAPING_S)  # reaped there, and about to be written down: microseconds
-    return 0
 
 
 def _barren() -> WorkersCannotStart:

@@ -34,23 +34,6 @@ class Layout:
         """Where commands leave what they ask of a running daemon."""
         return self.state / "requests"
 
-    @property
-    def kernels(self) -> Path:
-        """Compiled kernels, shared by all workers and runs: where the user or systemd keeps caches, else in the state.
-
-        numba fails at import if its cache cannot be written (no HOME, package read-only), so the place is tried.
-        """
-        named = os.environ.get("NUMBA_CACHE_DIR") or os.environ.get("CACHE_DIRECTORY")
-        home = os.environ.get("XDG_CACHE_HOME") or os.path.expanduser("~/.cache")  # noqa: PTH111 - "~" without HOME
-        for folder in (Path(named) if named else Path(home) / "zemosaicd", self.state / "kernels"):
-            try:
-                folder.mkdir(mode=0o700, parents=True, exist_ok=True)
-            except OSError:
-                continue
-            if os.access(folder, os.W_OK | os.X_OK):
-                return folder
-        return self.state / "kernels"
-
     def session(self, session: str) -> Path:
         """The session's own folder; nothing in it belongs to the user."""
         return self.state / "sessions" / session

@@ -20,7 +20,10 @@ STARTED = struct.Struct("<qq")
 """A worker's report that it begins a job: (token of the job, its process id); far below PIPE_BUF, so it is atomic."""
 
 IGNORED = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP)
-_PR_SET_PDEATHSIG = 1
+DAEMON, TEMPLATE, WARM_UP = "ZEMOSAICD_DAEMON", "ZEMOSAICD_TEMPLATE", "ZEMOSAICD_WARM_UP"
+"""Environment: process ids of the daemon and of the process that workers are forked from; what that one loads."""
+WORKER_NAME = "zemosaicd-work"
+_PR_SET_PDEATHSIG, _PR_SET_NAME = 1, 15
 _M_TRIM_THRESHOLD, _M_MMAP_THRESHOLD = -1, -3
 KEPT_BYTES = 64 * 1024**2
 LARGEST_KEPT_BYTES = 32 * 1024**2
@@ -39,7 +42,6 @@ class Job(Protocol):
 class Beginnings:
     """What a worker needs to know at its start. `warm_up`: "package.module:function", skipped if there is no module."""
 
-    parent: int
     memory_bytes: int | None = None
     warm_up: str = ""
 
@@ -63,11 +65,9 @@ def begin(beginnings: Beginnings, reports: Connection) -> None:
     for number in IGNORED:
         signal.signal(number, signal.SIG_IGN)  # a SIGTERM to the whole group must not lose the running jobs (M14)
     signal.pthread_sigmask(signal.SIG_UNBLOCK, IGNORED)
-    ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)  # without it workers outlive a killed parent (M13)
-    if os.getppid() != beginnings.parent:  # it died before we had asked
-        os._exit(1)
+    follow(int(os.environ[TEMPLATE]), WORKER_NAME)
     keep_freed_memory()
-    _warm(beginnings.warm_up)
+    warm(beginnings.warm_up)
     if beginnings.memory_bytes is not None:
         _, hard = resource.getrlimit(resource.RLIMIT_AS)
         limit = address_space_bytes() + beginnings.memory_bytes  # F10: MemoryError instead of an OOM kill (M15)
@@ -75,6 +75,15 @@ def begin(beginnings: Beginnings, reports: Connection) -> None:
     _Reports.pipe = reports
     # A worker that is asked to leave holds nothing: taking its imports apart would only take time.
     Finalize(None, os._exit, args=(0,), exitpriority=-1000)
+
+
+def follow(parent: int, name: str) -> None:
+    """Binds this process's life to its parent's, of this process id (M13); `name` is what `ps` and `top` show."""
+    system = ctypes.CDLL(None)
+    system.prctl(_PR_SET_NAME, name.encode())
+    system.prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)  # without it workers outlive a killed daemon
+    if os.getppid() != parent:  # it died before we had asked
+        os._exit(1)
 
 
 def work(token: int, payload: bytes) -> bytes:
@@ -114,7 +123,8 @@ def keep_freed_memory() -> None:
         mallopt(_M_TRIM_THRESHOLD, KEPT_BYTES)
 
 
-def _warm(name: str) -> None:
+def warm(name: str) -> None:
+    """Runs "module:function", if there is such a module."""
     module, _, function = name.partition(":")
     if module and _exists(module):
         getattr(importlib.import_module(module), function)()

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import sys
 from dataclasses import dataclass, field
+from functools import cache
 
 from zemosaicd.model import Fingerprint, FrameFacts, FrameId, LogNote, PreparedFrame, Reason
 from zemosaicd.work.fitsblocks import Budget
@@ -266,11 +267,18 @@ Job = (
 )
 
 
+@cache
 def warm_up() -> None:
-    """Imports what every worker's first job needs, so that frames do not wait; the rest comes when it is asked for."""
-    _enter("scanning", "prepare")
+    """Imports what every worker's first job needs, and loads its kernels, so that frames do not wait; the rest comes
+    when it is asked for. Once a process, and what a process was forked from counts.
+    """
+    _enter("scanning")
+    from zemosaicd.work import prepare
+
+    prepare.rehearse()
 
 
+@cache
 def warm_up_tiles() -> None:
     """The same for mosaics of tiles that exist."""
     _enter("scanning", "existing", "assembly")

@@ -39,6 +39,7 @@ from zemosaicd.work.meter import Meter
 from zemosaicd.work.store import write_npy
 
 SATURATED = 65000.0
+REHEARSED_PX, REHEARSED_STARS = 256, 40
 MOST_SUSPECTS = 20_000
 """Of a frame with more pixels that stand out, its sensor is not to be judged; the first will do."""
 
@@ -47,30 +48,51 @@ def prepare_frame(job: PrepareFrame) -> PreparedFrame:
     """Phase 1: read, repair, measure, cache, solve. Raises Rejected for a frame without sky."""
     meter = Meter()
     frame = _calibrated(job)
-    facts = replace(frame.facts, scale_arcsec=job.scale_arcsec) if job.scale_arcsec else frame.facts
-    blocks = _blocks(frame.pixels, facts.bayer)
-    sky, noise = sky_and_noise(blocks.level, blocks.noise)
-    if not all(np.isfinite(sky)) or min(noise) <= 0.0:
-        message = "a constant picture: cover closed, or no data"
-        raise Rejected(Reason(rule="no_sky", value=min(noise), threshold=0.0, message=message))
+    if job.scale_arcsec:
+        frame = replace(frame, facts=replace(frame.facts, scale_arcsec=job.scale_arcsec))
+    sky = _sky(frame)
     with ThreadPoolExecutor(1) as beside:  # a disk that takes its time is waited for while the frame is measured
         written = beside.submit(write_cache, job.cache, frame)
-        low, high = _low_and_high(frame.pixels, facts.bayer)
-        measured = _mono(frame.pixels)
-        stars = find_stars(measured, facts.bayer)
-        fwhm_px, ellipticity = shape(stars)
-        found = locate(stars, facts, _year(facts.observed_s), read_cone)
-        trails = find_trails(measured)
-        colours = with_colours(stars, frame.pixels, facts.bayer)
+        measured = _measured(frame, sky)
         written.result()
+    return replace(measured, path=job.path, cache=job.cache, seconds=meter.seconds, peak_rss_mb=meter.peak_rss_mb)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True, eq=False)
+class _Sky:
+    """Levels of a frame's blocks, and its sky and noise a channel, ADU."""
+
+    blocks: BlockMap
+    level: tuple[float, ...]
+    noise: tuple[float, ...]
+
+
+def _sky(frame: _Calibrated) -> _Sky:
+    """Raises Rejected where there is none."""
+    blocks = _blocks(frame.pixels, frame.facts.bayer)
+    level, noise = sky_and_noise(blocks.level, blocks.noise)
+    if not all(np.isfinite(level)) or min(noise) <= 0.0:
+        message = "a constant picture: cover closed, or no data"
+        raise Rejected(Reason(rule="no_sky", value=min(noise), threshold=0.0, message=message))
+    return _Sky(blocks=blocks, level=level, noise=noise)
+
+
+def _measured(frame: _Calibrated, sky: _Sky) -> PreparedFrame:
+    """What a frame's pixels say."""
+    facts = frame.facts
+    low, high = _low_and_high(frame.pixels, facts.bayer)
+    plane = _mono(frame.pixels)
+    stars = find_stars(plane, facts.bayer)
+    fwhm_px, ellipticity = shape(stars)
+    found = locate(stars, facts, _year(facts.observed_s), read_cone)
     return PreparedFrame(
         frame=frame.frame,
-        path=job.path,
-        cache=job.cache,
+        path="",
+        cache="",
         facts=facts,
         measures=Measures(
-            sky_adu=sky,
-            noise_adu=noise,
+            sky_adu=sky.level,
+            noise_adu=sky.noise,
             fwhm_px=fwhm_px,
             ellipticity=ellipticity,
             stars=len(stars),
@@ -81,13 +103,23 @@ def prepare_frame(job: PrepareFrame) -> PreparedFrame:
         ),
         solution=found if isinstance(found, Solution) else None,
         unsolved=found if isinstance(found, Reason) else None,
-        stars=colours.to_bytes(),
-        blocks=blocks.to_bytes(),
-        trails=trails,
+        stars=with_colours(stars, frame.pixels, facts.bayer).to_bytes(),
+        blocks=sky.blocks.to_bytes(),
+        trails=find_trails(plane),
         suspects=frame.suspects[:MOST_SUSPECTS].astype("<u4").tobytes(),
-        seconds=meter.seconds,
-        peak_rss_mb=meter.peak_rss_mb,
     )
+
+
+def rehearse() -> None:
+    """Measures a small made-up frame: whoever has done that has compiled, or loaded, all that Phase 1 runs."""
+    y, x = np.mgrid[0:REHEARSED_PX, 0:REHEARSED_PX]
+    pixels = 300.0 + (y * 7919.0 + x * 104729.0) % 61.0  # noise enough for every rule
+    for k in range(REHEARSED_STARS):
+        across, down = 13.0 + (k * 89) % (REHEARSED_PX - 26), 13.0 + (k * 41) % (REHEARSED_PX - 26)
+        pixels += (800.0 + 90.0 * k) * np.exp(-((x - across) ** 2 + (y - down) ** 2) / 3.0)
+    facts = FrameFacts(width=REHEARSED_PX, height=REHEARSED_PX, bayer="GRBG")
+    frame = _repaired(pixels.astype(np.float32), FrameId("rehearsal"), facts, None)
+    _measured(frame, _sky(frame))
 
 
 def rebuild_cache(job: RebuildCache) -> None:
@@ -139,17 +171,26 @@ class _Calibrated:
 def _calibrated(job: PrepareFrame | RebuildCache) -> _Calibrated:
     """The frame of a job's file."""
     raw = fitsio.read_frame(Path(job.path), job.budget)
-    facts = headers.facts(raw.cards, Path(job.path).name)
-    saturated = np.count_nonzero(raw.pixels >= SATURATED) / raw.pixels.size
-    pixels, hot, suspects = raw.pixels, 0, np.empty(0, np.int64)
+    return _repaired(raw.pixels, raw.frame, headers.facts(raw.cards, Path(job.path).name), whole_numbers(raw.cards))
+
+
+def _repaired(
+    pixels: NDArray[np.float32],
+    frame: FrameId,
+    facts: FrameFacts,
+    kind: np.dtype[np.uint16] | np.dtype[np.int16] | None,
+) -> _Calibrated:
+    """A frame as read, (H, W) or planes (C, H, W), without its hot pixels; the array is used up."""
+    saturated = int(np.count_nonzero(pixels >= SATURATED)) / pixels.size
+    hot, suspects = 0, np.empty(0, np.int64)
     if pixels.ndim == 3:
         pixels = np.ascontiguousarray(np.moveaxis(pixels, 0, 2))
     else:
         found = find_hot_pixels(pixels, bool(facts.bayer))
-        pixels.reshape(-1)[found.place[found.sure]] = found.value[found.sure]  # nobody else has this array
+        pixels.reshape(-1)[found.place[found.sure]] = found.value[found.sure]
         hot, suspects = int(found.sure.sum()), found.place
     return _Calibrated(
-        frame=raw.frame, facts=facts, pixels=pixels, kind=whole_numbers(raw.cards), hot_pixels=hot, suspects=suspects,
+        frame=frame, facts=facts, pixels=pixels, kind=kind, hot_pixels=hot, suspects=suspects,
         saturated_fraction=saturated,
     )  # fmt: skip
 

@@ -1,0 +1,130 @@
+"""The process that workers are forked from: what they need is loaded once, and a new one is up in milliseconds.
+
+It is multiprocessing's fork server, which has one thread and no locks to inherit, taught three things: it warms up
+before it forks (work.preload), it dies with the daemon and its workers die with it (M13), and signals to the whole
+group pass it by (M14). A process has one of them at a time.
+"""
+
+from __future__ import annotations
+
+import os
+import signal
+import sys
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+from multiprocessing import connection, context, forkserver, popen_forkserver, resource_tracker
+from multiprocessing.process import BaseProcess
+from pathlib import Path
+from typing import Any
+
+from zemosaicd.core.modes import mode_named
+from zemosaicd.settings import Config
+from zemosaicd.work.entry import DAEMON, IGNORED, WARM_UP
+
+PRELOAD = "zemosaicd.work.preload"
+_ONE_THREAD = dict.fromkeys(
+    ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS", "NUMBA_NUM_THREADS", "OPENCV_FOR_THREADS_NUM"), "1"
+)
+
+
+class Template:
+    """`warm_up`: "module:function" that it runs before it forks; `numba_cache_dir`: where kernels are kept."""
+
+    def __init__(self, *, warm_up: str = "", numba_cache_dir: str = "") -> None:
+        self.context, self.warm_up = _Context(), warm_up
+        kernels = {"NUMBA_CACHE_DIR": numba_cache_dir} if numba_cache_dir else {}
+        self._environment = _ONE_THREAD | kernels | {DAEMON: str(os.getpid()), WARM_UP: warm_up}
+
+    def start(self) -> None:
+        """Lets it begin, if it has not, and returns at once. From the main thread: its life follows this thread's."""
+        with self.forking():
+            forkserver.ensure_running()
+
+    def wait(self) -> None:
+        """Returns when it is warm; in any thread. OSError or EOFError if it died."""
+        first = self.context.Process(target=os.getpid)  # anything short
+        with self.forking():
+            first.start()
+        first.join()
+
+    def stop(self) -> None:
+        """Ends it, and any worker that is left; at once, whatever it does."""
+        server: Any = forkserver._forkserver  # it has no other name
+        if (pid := server._forkserver_pid) is not None:
+            os.kill(pid, signal.SIGKILL)
+            with suppress(FileNotFoundError):
+                server._stop()
+
+    @contextmanager
+    def forking(self) -> Iterator[None]:
+        """What the template inherits, should it have to be made (anew): one thread a library, no signal. And a worker
+        shall not import the program that asked for it: that is the whole command line."""
+        saved = {name: os.environ.get(name) for name in self._environment}
+        own = vars(sys.modules["__main__"])
+        identity: dict[str, Any] = {name: own[name] for name in ("__spec__", "__file__") if name in own}
+        own.update(dict.fromkeys(identity))
+        os.environ.update(self._environment)
+        resource_tracker.ensure_running()  # to start it unblocks the signals
+        mask = signal.pthread_sigmask(signal.SIG_BLOCK, IGNORED)
+        forkserver.set_forkserver_preload([PRELOAD])
+        try:
+            yield
+        finally:
+            signal.pthread_sigmask(signal.SIG_SETMASK, mask)
+            own.update(identity)
+            for name, value in saved.items():
+                if value is None:
+                    del os.environ[name]
+                else:
+                    os.environ[name] = value
+
+
+class _Popen(popen_forkserver.Popen):
+    """An exit code can be read once, and both the pool's thread and the loop ask for it."""
+
+    def __init__(self, process: BaseProcess) -> None:
+        self._reading = threading.Lock()
+        super().__init__(process)
+
+    def poll(self, flag: int = os.WNOHANG) -> int | None:
+        """The exit code, or None if there is none yet."""
+        if self.returncode is None and flag != os.WNOHANG:
+            connection.wait([self.sentinel])
+        with self._reading:
+            return super().poll()
+
+
+class _Process(context.ForkServerProcess):
+    @staticmethod
+    def _Popen(process: BaseProcess) -> _Popen:  # noqa: N802 - the name that multiprocessing looks for
+        return _Popen(process)
+
+
+class _Context(context.ForkServerContext):
+    Process = _Process
+
+
+def template_of(config: Config) -> Template | None:
+    """The template of a daemon with this configuration; None if it works without worker processes."""
+    if config.executor.kind == "inline":
+        return None
+    warm_up = f"zemosaicd.work.jobs:{mode_named(config.session.mode).warm_up}"
+    return Template(warm_up=warm_up, numba_cache_dir=str(kernels_of(Path(config.paths.state))))
+
+
+def kernels_of(state: Path) -> Path:
+    """Compiled kernels, shared by all workers and runs: where the user or systemd keeps caches, else in the state.
+
+    numba fails at import if its cache cannot be written (no HOME, package read-only), so the place is tried.
+    """
+    named = os.environ.get("NUMBA_CACHE_DIR") or os.environ.get("CACHE_DIRECTORY")
+    home = os.environ.get("XDG_CACHE_HOME") or os.path.expanduser("~/.cache")  # noqa: PTH111 - "~" without HOME
+    for folder in (Path(named) if named else Path(home) / "zemosaicd", state / "kernels"):
+        try:
+            folder.mkdir(mode=0o700, parents=True, exist_ok=True)
+        except OSError:
+            continue
+        if os.access(folder, os.W_OK | os.X_OK):
+            return folder
+    return state / "kernels"
