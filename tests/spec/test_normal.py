@@ -5,6 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
+from zemosaicd.science import normal
 from zemosaicd.science.normal import Equations, solve
 
 
@@ -39,8 +40,13 @@ def dense(e: Equations) -> np.ndarray:
 
 @pytest.mark.parametrize(("frames", "stars"), [(12, 9), (3, 40), (40, 12)])
 @pytest.mark.parametrize("lens", [0, 5])
-def test_a_step_is_the_least_squares_solution(frames: int, stars: int, lens: int) -> None:
-    """Many frames of few stars or few of many, with lenses and without: the dense answer, whichever side goes first."""
+@pytest.mark.parametrize("whole", [normal.WHOLE, 0], ids=["whole", "sparse"])
+def test_a_step_is_the_least_squares_solution(
+    frames: int, stars: int, lens: int, whole: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Many frames of few stars or few of many, with lenses and without, coupled by a matrix with its zeros or without
+    them: the dense answer, whichever side goes first."""
+    monkeypatch.setattr(normal, "WHOLE", whole)
     e = problem(frames, stars, lens, seed=frames + lens)
     found = np.concatenate([part.ravel() for part in solve(e)])
     np.testing.assert_allclose(found, dense(e), rtol=1e-5, atol=1e-6)

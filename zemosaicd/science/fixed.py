@@ -11,9 +11,9 @@ from collections.abc import Sequence
 from dataclasses import replace
 
 import numpy as np
-from scipy.spatial import cKDTree
 
 from zemosaicd.science.joint import C128, F64, I64, Frames, frames_from, sky_at
+from zemosaicd.science.matching import nearest
 from zemosaicd.science.merging import FrameStars
 
 RADIUS_PX = 0.8
@@ -37,12 +37,12 @@ def without_fixed(frames: Sequence[FrameStars]) -> tuple[list[FrameStars], int]:
         places = fixed_places([frames[i] for i in mine])
         if not len(places):
             continue
-        tree = cKDTree(_points(places))
+        known = _points(places)
         for i in mine:
             stars = frames[i].stars
-            away, _ = tree.query(_points(stars.x + 1j * stars.y))
-            cleaned[i] = replace(frames[i], stars=stars.chosen(away > RADIUS_PX))
-            dropped += int((away <= RADIUS_PX).sum())
+            away, _ = nearest(_points(stars.x + 1j * stars.y), known, RADIUS_PX)
+            cleaned[i] = replace(frames[i], stars=stars.chosen(np.isinf(away)))
+            dropped += int(np.isfinite(away).sum())
     return cleaned, dropped
 
 

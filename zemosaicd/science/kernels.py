@@ -3,8 +3,8 @@
 Positions are float64 from the absolute pixel of the grid, one full homography a pixel, no running sum, then whole
 numbers of 1/512 px (CFA) or 1/1024 px: any split into bands, windows and slabs gives the same bits (M5). A row's
 positions are found first, as that loop vectorises; a camera's distortion bends them after the homography. No kernel
-reads outside its slab, and the only fast-math flag is fused multiply-add, so a tap that is NaN or infinite shows in its
-sum and is caught there (V3).
+uses what is outside its slab (behind its last pixel it may load SPARE floats), and the only fast-math flag is fused
+multiply-add, so a tap that is NaN or infinite shows in its sum and is caught there (V3).
 
 Weights come from tables of 1024 phases (nearest), a row of taps a phase.
 """
@@ -17,7 +17,7 @@ import numpy as np
 from numba import njit
 from numpy.typing import NDArray
 
-from zemosaicd.science.taps import LANES, PLACES, plane_taps_4, plane_taps_6
+from zemosaicd.science.taps import LANES, plane_taps_4, plane_taps_6
 
 Pixels = NDArray[np.float32]
 Flags = NDArray[np.bool_]
@@ -79,10 +79,10 @@ def kriging_table(fwhm: float, curvature: float) -> Pixels:
 
 
 def _flat(weights: Numbers) -> Pixels:
-    """Weights (phases, taps) as `science.taps` wants them: rows one after the other, those of 6 taps in 8 places."""
+    """Weights (phases, taps) as `science.taps` wants them: rows one after the other, those of 6 taps filled up to 8."""
     taps = weights.shape[1]
     rows = np.zeros((len(weights), LANES[taps]), np.float32)
-    rows[:, PLACES[taps]] = weights
+    rows[:, :taps] = weights
     return rows.reshape(-1)
 
 

@@ -12,6 +12,7 @@ row q + h // 2, column y = p - q, so that steps along p are neighbours in memory
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 
 import numpy as np
@@ -19,6 +20,7 @@ from numba import njit
 from numpy.typing import NDArray
 
 from zemosaicd.science.kernels import Box, Numbers, Pixels
+from zemosaicd.science.taps import SPARE
 
 ILLUMINATION_TERMS = 3
 
@@ -131,7 +133,13 @@ def bayer_arrays(height: int, width: int) -> tuple[Pixels, Pixels, Pixels]:
     """Empty red, green, blue of the module's layout for a slab (h, w)."""
     half = (height + 1) // 2, (width + 1) // 2
     deep = (height + width) // 2 + 2
-    return np.zeros(half, np.float32), np.zeros((deep, height), np.float32), np.zeros(half, np.float32)
+    return _roomy(half), _roomy((deep, height)), _roomy(half)
+
+
+def _roomy(shape: tuple[int, ...]) -> Pixels:
+    """Zeros of this shape, and behind the last of them the floats that the warp may load."""
+    size = math.prod(shape)
+    return np.zeros(size + SPARE, np.float32)[:size].reshape(shape)
 
 
 def level_slab(
@@ -144,7 +152,7 @@ def level_slab(
         level_bayer(pixels, corner, site, levels.middle, levels.radius, table, *arrays)
         return arrays
     planes = pixels if pixels.ndim == 3 else pixels[np.newaxis]
-    out = np.empty(planes.shape, np.float32)
+    out = _roomy(planes.shape)
     for k in range(len(planes)):
         level_plane(planes[k], corner, levels.middle, levels.radius, table[k], out[k])
     return out

@@ -18,9 +18,9 @@ from numba.extending import intrinsic
 
 FUSED = ("contract",)
 LANES = {4: 4, 6: 8}
-"""Taps a row -> floats of a row of the table."""
-PLACES = {4: (0, 1, 2, 3), 6: (0, 1, 2, 3, 6, 7)}
-"""Where the weights stand in a row of the table; the other places hold 0."""
+"""Taps a row -> floats of a row of the table, those beyond the taps 0."""
+SPARE = 2
+"""Floats that must be there, whatever they hold, behind the last pixel of a plane: a row of 6 taps loads 8."""
 
 
 class _Sums:
@@ -33,36 +33,33 @@ class _Sums:
         """Pointer to the first element of the array that is argument k."""
         return self.context.make_array(self.signature.args[k])(self.context, self.builder, self.args[k]).data
 
-    def _load(self, pointer: Any, index: Any, taps: int) -> Any:
-        """`taps` neighbouring float32 from pointer[index] on, wherever they are aligned."""
-        vector = ir.VectorType(ir.FloatType(), taps).as_pointer()
+    def _load(self, pointer: Any, index: Any, lanes: int) -> Any:
+        """`lanes` neighbouring float32 from pointer[index] on, wherever they are aligned."""
+        vector = ir.VectorType(ir.FloatType(), lanes).as_pointer()
         loaded = self.builder.load(self.builder.bitcast(self.builder.gep(pointer, [index]), vector))
         loaded.align = 4
         return loaded
 
-    def _row(self, plane: Any, at: Any, taps: int) -> Any:
-        """A row of taps: 4 lanes, or 8 for 6 taps (the first four, then the last four: the table's row has zeros for
-        the two that come twice, so that no pixel beside the taps is touched).
-        """
-        first = self._load(plane, at, 4)
-        if taps == 4:
-            return first
-        last = self._load(plane, self.builder.add(at, ir.Constant(ir.IntType(64), taps - 4)), 4)
-        return self.builder.shuffle_vector(first, last, _lanes(range(8)))
-
     def columns(self, plane: Any, base: Any, stride: Any, table: Any, ku: Any, kv: Any, taps: int) -> Any:
-        """Vector of the taps' columns, each summed over its rows by the weights at table[kv], times table[ku]."""
-        b, total, at = self.builder, None, base
+        """Vector of the taps' columns, each summed over its rows by the weights at table[kv], times table[ku].
+
+        What was loaded beside the taps is dropped, not multiplied by 0: it may be NaN.
+        """
+        b, totals, at = self.builder, [None, None], base
         lanes = LANES[taps]
-        empty = ir.Constant(ir.VectorType(ir.FloatType(), lanes), ir.Undefined)
-        for k in PLACES[taps]:
+        vector = ir.VectorType(ir.FloatType(), lanes)
+        empty = ir.Constant(vector, ir.Undefined)
+        for k in range(taps):
             weight = b.load(b.gep(table, [b.add(kv, ir.Constant(ir.IntType(64), k))]))
             first = b.insert_element(empty, weight, ir.Constant(ir.IntType(32), 0))
             spread = b.shuffle_vector(first, empty, _lanes([0] * lanes))
-            product = b.fmul(self._row(plane, at, taps), spread, flags=FUSED)
-            total = product if total is None else b.fadd(product, total, flags=FUSED)
+            product = b.fmul(self._load(plane, at, lanes), spread, flags=FUSED)
+            total = totals[k % 2]
+            totals[k % 2] = product if total is None else b.fadd(product, total, flags=FUSED)
             at = b.add(at, stride)
-        return b.fmul(total, self._load(table, ku, lanes))
+        own = ir.Constant(ir.VectorType(ir.IntType(1), lanes), [lane < taps for lane in range(lanes)])
+        sums = b.select(own, b.fadd(*totals), ir.Constant(vector, [0.0] * lanes))
+        return b.fmul(sums, self._load(table, ku, lanes))
 
     def total(self, vector: Any) -> Any:
         """Sum of a vector's elements, its halves first."""

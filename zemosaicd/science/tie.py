@@ -13,7 +13,6 @@ import warnings
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
-import astroalign
 import numpy as np
 from numpy.typing import NDArray
 
@@ -176,6 +175,8 @@ def _placed_by_pointing(
 
 def _proposal(source: StarList, target: StarList) -> tuple[complex, complex] | None:
     """astroalign's transform of the brightest points as (turn, shift), or None."""
+    import astroalign  # a third of a second with what it imports, and few nights have a frame that needs it
+
     points = [np.stack([s.x[:POINTS], s.y[:POINTS]], axis=1) for s in (source, target)]
     try:
         with warnings.catch_warnings():

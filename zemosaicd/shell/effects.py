@@ -8,7 +8,8 @@ disk that is full or gone pauses the session and is tried again (F8, F22); anyth
 from __future__ import annotations
 
 import asyncio
-from contextlib import nullcontext
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager, nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -86,6 +87,7 @@ class Effects:
         self._layout = layout
         self._gate = gate
         self._log = log
+        self._capacity = capacity
         self._turns: dict[type[Instruction], asyncio.Semaphore] = {
             Prepare: asyncio.Semaphore(2 * capacity + 1),
             StackTile: asyncio.Semaphore(capacity),
@@ -188,7 +190,8 @@ class Effects:
 
         async def attempt() -> jobs.PhaseMade:
             await asyncio.to_thread(planfiles.write_request, request, request_file)
-            made: jobs.PhaseMade = await self._run(job, TILES_AFTER)
+            async with self._idle_workers_ready(state):
+                made: jobs.PhaseMade = await self._run(job, TILES_AFTER)
             return made
 
         try:
@@ -208,6 +211,18 @@ class Effects:
         outputs.log_plan(self._log, session, plan, made)
         planned = SessionPlanned(session=session, revision=revision, plan=plan, key=key)
         await self._engine.record(*self._to_make(session, plan), planned, *made_tiles(session, revision, plan))
+
+    @asynccontextmanager
+    async def _idle_workers_ready(self, state: SessionState) -> AsyncIterator[None]:
+        """Has the other workers load what comes next, if they have nothing to do; nobody waits for them."""
+        others = self._capacity - 1 if state.mode.prepares else 0
+        ahead = [asyncio.ensure_future(self._run(jobs.GetReady(), TILES_AFTER)) for _ in range(others)]
+        try:
+            yield
+        finally:
+            for task in ahead:
+                task.cancel()
+            await asyncio.gather(*ahead, return_exceptions=True)  # a worker that cannot do it will say so later
 
     async def _let_go_of_plan(self, state: SessionState) -> None:
         """Before a step back (`Mode.steps_back`): the tiles that failed have ended, and nobody counts their caches."""

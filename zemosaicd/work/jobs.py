@@ -253,6 +253,17 @@ class MakeMosaic:
         return assembly.make_mosaic(self)
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class GetReady:
+    """For a worker that has nothing to do while others plan: loads what tiles are stacked with."""
+
+    def run(self) -> None:
+        """Nothing comes of it but a quicker start."""
+        from zemosaicd.work import members, stacking  # noqa: F401
+
+        members.rehearse()
+
+
 Job = (
     ReadHeaders
     | PrepareFrame
@@ -264,6 +275,7 @@ Job = (
     | StackTile
     | MergeTiles
     | MakeMosaic
+    | GetReady
 )
 
 

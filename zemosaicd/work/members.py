@@ -10,7 +10,7 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 import numpy as np
 from numpy.typing import NDArray
@@ -33,6 +33,13 @@ DRIZZLE = "drizzle"
 """A kernel of its own kind: a second pass over the windows of an ordinary stack."""
 
 
+class Rows(Protocol):
+    """A picture that is read by rows: store.NpyPlane."""
+
+    def rows(self, top: int, bottom: int) -> NDArray[Any]:
+        """Rows `top` to `bottom` of (H, W) or (H, W, C)."""
+
+
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
 class Member:
     """A frame as the tile sees it: its cache, the way from the grid to its pixels, and its levels.
@@ -40,7 +47,7 @@ class Member:
     `fixed`: flat indices of its sensor's hot pixels, ascending. `star`: light that is added to it (work.witness).
     """
 
-    plane: NpyPlane
+    plane: Rows
     matrix: sphere.Matrix
     levels: Levels
     fixed: NDArray[np.int64]
@@ -244,3 +251,30 @@ def drizzled(stack: Stack, settings: StackSettings) -> tuple[Stack, list[LogNote
         "kernel": str(stack.kernel),
     }
     return stack, [LogNote(level="warning", event="drizzle_few_frames" if few else "drizzle_uneven", fields=fields)]
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class _MadeUp:
+    """A picture that no file holds."""
+
+    pixels: NDArray[np.uint16]
+
+    def rows(self, top: int, bottom: int) -> NDArray[np.uint16]:
+        return self.pixels[top:bottom]
+
+
+def rehearse() -> None:
+    """Stacks small made-up frames: whoever has done that has compiled, or loaded, what an ordinary tile runs."""
+    side, n = 40, 3
+    trail = Trail(a=1.0, b=0.0, c=-20.0, half_width_px=2.0, peak_adu=9.0, sigma=9.0)
+    frame = Member(
+        plane=_MadeUp(np.full((side, side), 500, np.uint16)), matrix=(1.0, 0.0, 0.0, 0.0, 1.0, 0.0, 0.0, 0.0, 1.0),
+        levels=Levels.plain(3), fixed=np.array([side + 1]), trails=(trail,), distortion=None, bayer="GRBG",
+        width=side, height=side,
+    )  # fmt: skip
+    samples, seen, codes = Room().of(n, 3, side, side)
+    for i in range(n):
+        frame.into((0, 0, side, side), Kernel.KRIGING, samples[i], seen[i])
+    noise = combine.NoiseModel(variance=np.ones((n, 3)), photon=np.ones((n, 3)), pedestal=np.zeros(3))
+    lines = [(0, line) for line in frame.lines(0, 0)]
+    combine.combine(samples, seen, np.ones((n, 3)), combine.Rule(), noise, lines=lines, scratch=codes)

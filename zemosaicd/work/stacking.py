@@ -16,6 +16,7 @@ from __future__ import annotations
 from collections import deque
 from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import contextmanager
 from pathlib import Path
 from queue import SimpleQueue
 from typing import Any
@@ -53,10 +54,11 @@ def stack_tile(job: StackTile) -> PhaseMade:
     output.parent.mkdir(parents=True, exist_ok=True)
     planned = job.settings.threads * window_bytes(spec, _window(spec, job.settings))
     stack, notes = drizzled(stack_of(plan, spec, frames, job.settings), job.settings)
-    stars = recovered_stars(stack, frames, plan.frames[spec.reference])
     mask = TileMask(plan, spec, len(frames), job.settings.mask)
-    images = _images(spec, len(frames), stars, mask.gated)
-    figures, told = _stack(stack, frames, job.settings, mask, images, output)
+    with _bands(stack, _window(spec, job.settings), job.settings.threads) as bands:
+        stars = recovered_stars(stack, frames, plan.frames[spec.reference])
+        images = _images(spec, len(frames), stars, mask.gated)
+        figures, told = _stack(bands, spec, frames, job.settings, mask, images, output)
     notes += told
     if mask.trim:
         notes.append(trimmed(output, images, mask.trim, spec.tile))
@@ -83,7 +85,8 @@ class _Tally:
 
 
 def _stack(
-    stack: Stack,
+    bands: Iterator[tuple[int, combine.Combined]],
+    spec: TileSpec,
     frames: Sequence[FramePlan],
     settings: StackSettings,
     mask: TileMask,
@@ -91,11 +94,10 @@ def _stack(
     output: Path,
 ) -> tuple[dict[str, object], list[LogNote]]:
     """Writes the tile; returns its figures and what is to be said of its coverage and alpha (V7)."""
-    spec = stack.spec
     height, width = spec.grid.height, spec.grid.width
-    window, tally = _window(spec, settings), _Tally(len(frames))
+    tally = _Tally(len(frames))
     with write_fits(output, images, overwrite=True, mode=0o600) as writer:
-        for row0, band in _bands(stack, window, settings.threads):
+        for row0, band in bands:
             seen = band.count > 0
             mask.add(row0, band)
             tally.add(band)
@@ -133,8 +135,10 @@ def _window(spec: TileSpec, settings: StackSettings) -> tuple[int, int]:
     return window_of(spec, budget, settings.threads)
 
 
-def _bands(stack: Stack, window: tuple[int, int], threads: int) -> Iterator[tuple[int, combine.Combined]]:
-    """(first row, band) of the tile from top to bottom; `threads` windows are made at once, and few more wait.
+@contextmanager
+def _bands(stack: Stack, window: tuple[int, int], threads: int) -> Iterator[Iterator[tuple[int, combine.Combined]]]:
+    """(first row, band) of the tile from top to bottom; `threads` windows are made at once, and few more wait. The
+    first are begun before the block is.
 
     The kernels let go of the interpreter, so threads of one worker share its cores; the order of what is written, and
     every bit of it, stays.
@@ -156,14 +160,22 @@ def _bands(stack: Stack, window: tuple[int, int], threads: int) -> Iterator[tupl
             rooms.put(room)
 
     with ThreadPoolExecutor(threads) as pool:
-        try:
+
+        def begin() -> None:
+            while waiting and len(made) <= threads:  # one more than are made, for while a band is written
+                made.append(pool.submit(make, waiting.popleft()))
+
+        def bands() -> Iterator[tuple[int, combine.Combined]]:
             for row0, _ in rows:
                 parts: list[combine.Combined] = []
                 while len(parts) < len(columns):
-                    while waiting and len(made) <= threads:  # one more than are made, for while a band is written
-                        made.append(pool.submit(make, waiting.popleft()))
+                    begin()
                     parts.append(made.popleft().result())
                 yield row0, parts[0] if len(parts) == 1 else _side_by_side(parts)
+
+        begin()
+        try:
+            yield bands()
         finally:
             for future in made:
                 future.cancel()
