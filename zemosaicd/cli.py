@@ -149,8 +149,8 @@ def _begun(config: Config) -> Any:
 
 def _run(options: argparse.Namespace) -> int:
     config = _load(options)
+    template = _begun(config)
     with _logging(config) as log:
-        template = _begun(config)
         import asyncio
 
         from zemosaicd.shell.daemon import Daemon
@@ -169,8 +169,8 @@ def _process(options: argparse.Namespace) -> int:
         return USAGE
     paths = (f"paths.incoming={json.dumps([str(folder)])}", f"paths.output={options.output}")
     config = _load(options, paths)
+    template = _begun(config)
     with _logging(config, descriptor=2) as log:
-        template = _begun(config)
         import asyncio
 
         states = asyncio.run(_process_folder(config, log, template, str(folder), split=options.split))

@@ -18,23 +18,37 @@ from functools import cache
 from typing import Any, TypeVar
 
 T = TypeVar("T")
+_SCALARS = frozenset({str, int, float, bool, types.NoneType})
 
 
 def plain(value: object) -> Any:
     """The JSON-ready form of a value."""
-    if is_dataclass(value) and not isinstance(value, type):
-        return {f.name: plain(getattr(value, f.name)) for f in fields(value)}
-    if isinstance(value, Enum):
-        return value.value
-    if isinstance(value, bytes):
-        return base64.b64encode(value).decode("ascii")
-    if isinstance(value, dict):
-        return {str(plain(k)): plain(v) for k, v in value.items()}
-    if isinstance(value, tuple | list | frozenset | set):
-        return [plain(v) for v in (sorted(value) if isinstance(value, set | frozenset) else value)]
-    if isinstance(value, str | int | float | None):
-        return value
-    raise TypeError(f"{type(value).__name__} is not a value of the model")
+    kind: Any = type(value)
+    return value if kind in _SCALARS else _plainer(kind)(value)
+
+
+Plainer = Callable[[Any], Any]
+
+
+@cache
+def _plainer(kind: Any) -> Plainer:
+    """How values of one type become plain, worked out once a type: a plan holds many values of few types."""
+    if is_dataclass(kind):
+        names = tuple(f.name for f in fields(kind))
+        return lambda value: {name: plain(getattr(value, name)) for name in names}
+    if issubclass(kind, Enum):
+        return lambda value: value.value
+    if issubclass(kind, bytes):
+        return lambda value: base64.b64encode(value).decode("ascii")
+    if issubclass(kind, dict):
+        return lambda value: {str(plain(k)): plain(v) for k, v in value.items()}
+    if issubclass(kind, set | frozenset):
+        return lambda value: list(map(plain, sorted(value)))
+    if issubclass(kind, tuple | list):
+        return lambda value: list(map(plain, value))
+    if issubclass(kind, str | int | float):
+        return _as_it_is
+    raise TypeError(f"{kind.__name__} is not a value of the model")
 
 
 def build(kind: Any, data: Any) -> Any:

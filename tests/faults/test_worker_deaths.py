@@ -216,6 +216,28 @@ def test_M13_workers_die_with_a_killed_parent(tmp_path: Path) -> None:
         os.close(watch)
 
 
+def test_F9_a_killed_template_is_made_anew(tmp_path: Path) -> None:
+    """The process that workers are forked from is killed: they die with it, and every job is run to its end all the
+    same, by workers of another one."""
+
+    async def body(pool: Pool, deaths: list[tuple[Job, Death]]) -> None:
+        (job,) = holds(tmp_path, 1)
+        held = asyncio.create_task(pool.run(job))
+        pid = await begun(job)
+        template = int(Path(f"/proc/{pid}/stat").read_text().rpartition(") ")[2].split()[1])
+        watch = os.pidfd_open(pid)
+        os.kill(template, signal.SIGKILL)
+        echo = asyncio.create_task(pool.run(Echo(value=1)))
+        assert await asyncio.to_thread(select.select, [watch], [], [], 10.0) == ([watch], [], [])
+        os.close(watch)
+        again = await begun(job)
+        await let_go(job)
+        assert await held == again != pid
+        assert await echo == 1
+
+    with_pool(body)
+
+
 def test_M14_SIGTERM_to_the_group_leaves_running_jobs_alone(tmp_path: Path) -> None:
     """systemd's or a shell's SIGTERM to everybody: both jobs end as if nothing had been, on the same workers."""
     parent, jobs, pids = start_parent(tmp_path)
