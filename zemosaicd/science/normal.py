@@ -80,7 +80,7 @@ def solve(e: Equations) -> tuple[F64, F64, F64]:
 
 def squares(derivatives: F64, of: I64, count: int) -> F64:
     """Each frame's (or star's) own normal matrix (n, k, k) from derivatives (m, 2, k)."""
-    return _sums(np.einsum("mri,mrj->mij", derivatives, derivatives), of, count)
+    return _products(derivatives, derivatives, of, count)
 
 
 def _side(derivatives: F64, of: I64, prior: F64, prior_step: F64, e: Equations) -> _Side:
@@ -88,16 +88,21 @@ def _side(derivatives: F64, of: I64, prior: F64, prior_step: F64, e: Equations) 
     own = squares(derivatives, of, count)
     own += np.eye(k) * (prior + _little(own))[:, :, np.newaxis]
     by = np.column_stack([e.residual, e.lens]).reshape(len(of), 2, -1)
-    right = _sums(np.einsum("mrk,mrq->mkq", derivatives, by), of, count)
+    right = _products(derivatives, by, of, count)
     right[:, :, 0] += prior * prior_step
     return _Side(derivatives, of, own, right.reshape(count * k, -1))
 
 
-def _sums(values: F64, of: I64, count: int) -> F64:
-    """Sums (count, ...) of the values (m, ...) of each."""
-    columns = values.reshape(len(values), -1).T
-    sums = np.array([np.bincount(of, column, count) for column in columns]).reshape(len(columns), count)
-    return np.ascontiguousarray(sums.T).reshape(count, *values.shape[1:])
+def _products(left: F64, right: F64, of: I64, count: int) -> F64:
+    """Sums (count, k, q) of left^T right over the observations (m, 2, k) and (m, 2, q) of each."""
+    one, other = (np.ascontiguousarray(side.transpose(1, 2, 0)) for side in (left, right))
+    sums = np.empty((count, len(one[0]), len(other[0])))
+    for i, j in np.ndindex(*sums.shape[1:]):
+        if left is right and j < i:
+            sums[:, i, j] = sums[:, j, i]
+        else:
+            sums[:, i, j] = np.bincount(of, one[0, i] * other[0, j] + one[1, i] * other[1, j], count)
+    return sums
 
 
 def _order(frames: _Side, stars: _Side) -> tuple[_Side, _Side, bool]:
@@ -116,16 +121,15 @@ def _order(frames: _Side, stars: _Side) -> tuple[_Side, _Side, bool]:
 def _eliminated(inner: _Side, outer: _Side, lens: F64, residual: F64, whole: bool) -> tuple[F64, F64, F64]:
     """Steps of the side that is eliminated, of the other, and of the lenses."""
     root = np.linalg.inv(np.linalg.cholesky(inner.own))
-    coupling = root[inner.of] @ np.einsum("mri,mrj->mij", inner.derivatives, outer.derivatives)
-    k = _matrix(coupling, inner.of, outer.of, (inner.unknowns, outer.unknowns), whole)
+    k = _coupling(inner, outer, root) if whole else _sparse_coupling(inner, outer, root)
     right = (root @ inner.right.reshape(*root.shape[:2], -1)).reshape(inner.right.shape)
-    each = np.arange(len(outer.own))
-    kept = _matrix(outer.own, each, each, (outer.unknowns, outer.unknowns), whole) - k.T @ k
-    known = outer.right - k.T @ right
-    solved, border = _solved(kept, known), known[:, 1:]
+    kept = _diagonal(outer.own, whole) - k.T @ k
+    both = outer.right - k.T @ right
+    solved, border = _solved(kept, both), both[:, 1:]
     left = lens.T @ lens - right[:, 1:].T @ right[:, 1:] - border.T @ solved[:, 1:]
     left += np.eye(len(left)) * _little(left)
-    d_lens = np.linalg.solve(left, lens.T @ residual - right[:, 1:].T @ right[:, 0] - border.T @ solved[:, 0])
+    known = lens.T @ residual - right[:, 1:].T @ right[:, 0] - border.T @ solved[:, 0]
+    d_lens = np.asarray(np.linalg.solve(left, known), np.float64)
     d_outer = solved[:, 0] - solved[:, 1:] @ d_lens
     rest = (right[:, 0] - k @ d_outer - right[:, 1:] @ d_lens).reshape(*root.shape[:2], 1)
     return (root.transpose(0, 2, 1) @ rest).reshape(-1), d_outer, d_lens
@@ -144,20 +148,39 @@ def _solved(matrix: Any, known: F64) -> F64:
     return np.asarray(lu.solve(known))
 
 
-def _matrix(blocks: F64, row: I64, column: I64, shape: tuple[int, int], whole: bool) -> Any:
-    """The matrix of blocks (m, r, c) at the given rows and columns of blocks: an array, or scipy's sparse blocks, which
-    take a third of a second to import, as long as a night of fifty frames takes to be solved without them.
+def _coupling(inner: _Side, outer: _Side, root: F64) -> F64:
+    """What couples the sides (unknowns of the inner, of the outer), with its zeros, after `root` (n, k, k)."""
+    (n, k, _), (others, q, _) = inner.own.shape, outer.own.shape
+    blocks = _products(inner.derivatives, outer.derivatives, inner.of * others + outer.of, n * others)
+    rows = blocks.reshape(n, others, k, q).transpose(0, 2, 1, 3).reshape(n, k, others * q)
+    return np.asarray((root @ rows).reshape(n * k, others * q))
+
+
+def _sparse_coupling(inner: _Side, outer: _Side, root: F64) -> Any:
+    """The same in scipy's sparse blocks."""
+    order = np.lexsort((outer.of, inner.of))
+    blocks = root[inner.of[order]] @ (inner.derivatives[order].transpose(0, 2, 1) @ outer.derivatives[order])
+    starts = np.concatenate([[0], np.cumsum(np.bincount(inner.of, minlength=len(root)))])
+    return _blocks(blocks, outer.of[order], starts, (inner.unknowns, outer.unknowns))
+
+
+def _diagonal(blocks: F64, whole: bool) -> Any:
+    """The matrix with these blocks (n, q, q) on its diagonal, with or without its zeros."""
+    n, q, _ = blocks.shape
+    if not whole:
+        return _blocks(blocks, np.arange(n), np.arange(n + 1), (n * q, n * q))
+    matrix = np.zeros((n, q, n, q))
+    matrix[np.arange(n), :, np.arange(n), :] = blocks
+    return matrix.reshape(n * q, n * q)
+
+
+def _blocks(data: F64, column: I64, starts: I64, shape: tuple[int, int]) -> Any:
+    """A sparse matrix of blocks. scipy is imported where it is needed: that takes a third of a second, as long as a
+    night of fifty frames takes to be solved without it.
     """
-    _, r, c = blocks.shape
-    rows, columns = shape[0] // r, shape[1] // c
-    if whole:
-        sums = _sums(blocks, row * columns + column, rows * columns).reshape(rows, columns, r, c)
-        return np.ascontiguousarray(sums.transpose(0, 2, 1, 3)).reshape(shape)
     from scipy import sparse
 
-    order = np.lexsort((column, row))
-    starts = np.concatenate([[0], np.cumsum(np.bincount(row, minlength=rows))])
-    return sparse.bsr_matrix((blocks[order], column[order], starts), shape=shape)
+    return sparse.bsr_matrix((data, column, starts), shape=shape)
 
 
 def _little(matrix: F64) -> float:

@@ -38,7 +38,9 @@ from zemosaicd.work.witness import recovered_stars
 F64 = NDArray[np.float64]
 
 LARGEST_WINDOW_BYTES = 128 << 20
-"""More memory than this saves no time."""
+"""More memory than this saves no time,"""
+FRAME_SHARE_BYTES = 256 << 10
+"""unless it leaves each of many frames less than this: to fetch a box of a frame costs time, however small it is."""
 
 
 def stack_tile(job: StackTile) -> PhaseMade:
@@ -131,7 +133,8 @@ def _stack(
 
 def _window(spec: TileSpec, settings: StackSettings) -> tuple[int, int]:
     """Rows and columns of a window, of which each thread makes one at a time."""
-    budget = min(settings.band_budget_bytes // settings.threads, LARGEST_WINDOW_BYTES)
+    worth = max(LARGEST_WINDOW_BYTES, FRAME_SHARE_BYTES * len(spec.frames))
+    budget = min(settings.band_budget_bytes // settings.threads, worth)
     return window_of(spec, budget, settings.threads)
 
 
