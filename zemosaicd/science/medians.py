@@ -27,7 +27,7 @@ Counts = NDArray[np.int32]
 
 UNSEEN, GROWN = np.uint8(128), np.uint8(64)
 MOST_CHANNELS = 6
-LANES = 256
+LANES = 512
 NETWORK_FRAMES = 128
 PASSES = 24
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import ctypes
 import importlib
 import importlib.util
+import io
 import os
 import pickle
 import resource
@@ -94,13 +95,26 @@ def work(token: int, payload: bytes) -> bytes:
 
 
 def run_pickled(payload: bytes) -> bytes:
-    """Run a pickled job. Whatever it raises leaves here as an Exception that survives pickling."""
+    """Run a pickled job. Whatever it raises leaves here as an Exception that survives pickling; numpy's numbers leave
+    as Python's, or the daemon would have to import numpy to read them.
+    """
     try:
-        return pickle.dumps(pickle.loads(payload).run())
+        result = io.BytesIO()
+        _Plainly(result).dump(pickle.loads(payload).run())
+        return result.getvalue()
     except BaseException as error:
         if isinstance(error, Exception) and not isinstance(error, StopIteration) and _travels(error):
             raise
         raise RuntimeError(f"{type(error).__name__}: {error}") from None
+
+
+class _Plainly(pickle.Pickler):
+    def reducer_override(self, value: Any) -> Any:
+        """What pickle asks for a value that is none of Python's own."""
+        if type(value).__module__ != "numpy" or getattr(value, "shape", None) != ():
+            return NotImplemented
+        own = value.item()
+        return type(own), (own,)
 
 
 def address_space_bytes() -> int:
