@@ -159,6 +159,11 @@ def warm_up() -> None:
     Path(os.environ["FAKEJOBS_WARM"]).write_text(str(os.getpid()))
 
 
+def slow_warm_up() -> None:
+    """A warm-up that nobody waits for to the end."""
+    threading.Event().wait(60.0)
+
+
 def broken_warm_up() -> None:
     """A warm-up that fails as an unwritable kernel cache would."""
     raise RuntimeError("cannot cache kernels")

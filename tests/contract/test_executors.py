@@ -231,6 +231,26 @@ def test_an_executor_that_never_started_can_be_closed(make: Callable[[], Executo
     asyncio.run(make().aclose())
 
 
+def test_a_pool_that_is_closed_while_it_warms_up_leaves_nothing() -> None:
+    """Closed at once, or while its template still imports: it is closed in a moment, and no process is left."""
+
+    async def whole(warming: bool) -> None:
+        pool = Pool(1, hasty=True, template=Template(warm_up="tests.fakejobs:slow_warm_up"))
+        await pool.start()
+        if warming:
+            await asyncio.sleep(0)  # the template is begun
+            assert children()
+        await asyncio.wait_for(pool.aclose(), 10.0)
+
+    def children() -> set[str]:
+        mine = Path(f"/proc/self/task/{os.getpid()}/children").read_text().split()
+        return {pid for pid in mine if b"forkserver" in Path(f"/proc/{pid}/cmdline").read_bytes()}
+
+    for warming in (False, True):
+        asyncio.run(whole(warming))
+        assert not children()
+
+
 def test_workers_that_cannot_start_are_fatal() -> None:
     """A warm-up that fails each time ends start() with one clear error instead of a storm of new workers."""
 

@@ -40,7 +40,7 @@ __all__ = ["Death", "Executor", "ExecutorClosed", "Inline", "Job", "Pool", "Quar
 
 MAX_DEATHS = 3
 _MAX_BARREN = 3
-_GRACE_S = 5.0
+_GRACE_S, _STOPPING_S = 5.0, 0.05
 
 
 class Inline(JobQueue):
@@ -120,7 +120,6 @@ class Pool(JobQueue):
         self._loop = asyncio.get_running_loop()
         os.set_blocking(self._reports.fileno(), False)
         self._loop.add_reader(self._reports.fileno(), self._read_reports)
-        self._template.start()
         self._warming = asyncio.create_task(self._warm())
         self._start = asyncio.gather(*(self.run(Nothing()) for _ in range(self._wanted)))
         if self._hasty:
@@ -133,11 +132,13 @@ class Pool(JobQueue):
     async def _warm(self) -> None:
         """Lets jobs go when there is something to fork workers from; the loop must not wait for that."""
         for _ in range(_MAX_BARREN):
+            if self._closing:
+                return
             with suppress(OSError, EOFError):  # it died, and is made anew
+                self._template.start()  # here: its life follows this thread's
                 await asyncio.to_thread(self._template.wait)
                 self._warmed = True
                 self._feed()
-            if self._warmed or self._closing:
                 return
         self._fail_all()
 
@@ -351,7 +352,9 @@ class Pool(JobQueue):
             await asyncio.wait(self._burials, timeout=_GRACE_S)
         if self._warming is not None:
             self._template.stop()
-            await self._warming
+            while not self._warming.done():  # it may just have asked for another one
+                await asyncio.wait([self._warming], timeout=_STOPPING_S)
+                self._template.stop()
         if not self._reports.closed:
             asyncio.get_running_loop().remove_reader(self._reports.fileno())
             self._reports.close()
