@@ -13,7 +13,7 @@ import os
 import sys
 import time
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -25,6 +25,7 @@ from zemosaicd.settings import Config
 
 if TYPE_CHECKING:  # what is imported here is waited for before the workers' template can begin
     from zemosaicd.core.lifecycle import SessionState
+    from zemosaicd.shell.template import Template
 
 DONE, FAILED, USAGE, FLAWED, CONFIGURATION = 0, 1, 2, 3, 78
 DEFAULT_FILE = "zemosaicd.toml"
@@ -137,13 +138,14 @@ def _reason(rule: str, message: str) -> Any:
     return Reason(rule=rule, message=message)
 
 
-def _begun(config: Config) -> Any:
+def _begun(config: Config) -> Template | None:
     """What workers are forked from, begun: it warms up while the rest of the daemon is imported."""
     from zemosaicd.shell.template import template_of
 
     template = template_of(config)
     if template is not None:
-        template.start()
+        with suppress(OSError):  # no room, or no process, for now: the pool tries again, and tells
+            template.start()
     return template
 
 
@@ -178,7 +180,7 @@ def _process(options: argparse.Namespace) -> int:
 
 
 async def _process_folder(
-    config: Config, log: Any, template: Any, folder: str, *, split: bool
+    config: Config, log: Any, template: Template | None, folder: str, *, split: bool
 ) -> dict[str, SessionState]:
     from zemosaicd.shell.daemon import Daemon, Once, outcomes
 

@@ -5,7 +5,8 @@ from __future__ import annotations
 import asyncio
 import multiprocessing
 import os
-from collections.abc import Awaitable, Callable
+import tempfile
+from collections.abc import Awaitable, Callable, Iterator
 from pathlib import Path
 
 import pytest
@@ -226,6 +227,13 @@ def test_workers_are_warm_before_the_first_job(tmp_path: Path, monkeypatch: pyte
     using(lambda: Pool(1, template=Template(warm_up="no_such_package.jobs:warm_up")), nothing)
 
 
+@pytest.fixture
+def short() -> Iterator[Path]:
+    """A folder whose path leaves room for a socket's."""
+    with tempfile.TemporaryDirectory() as folder:
+        yield Path(folder)
+
+
 def test_an_executor_that_never_started_can_be_closed(make: Callable[[], Executor]) -> None:
     """A daemon that fails before it has workers closes what it has."""
     asyncio.run(make().aclose())
@@ -249,6 +257,36 @@ def test_a_pool_that_is_closed_while_it_warms_up_leaves_nothing() -> None:
     for warming in (False, True):
         asyncio.run(whole(warming))
         assert not children()
+
+
+def test_F8_a_template_without_room_is_tried_again(short: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """No folder for the template's socket: the job that waits is told, and once there is room the next one runs."""
+    place = short / "tmp"
+    monkeypatch.setattr(tempfile, "tempdir", str(place))
+
+    async def whole() -> None:
+        pool = Pool(1, hasty=True)
+        await pool.start()
+        with pytest.raises(FileNotFoundError):
+            await pool.run(Echo(value=1))
+        place.mkdir()
+        assert await pool.run(Echo(value=2)) == 2
+        await pool.aclose()
+
+    asyncio.run(whole())
+
+
+def test_a_long_TMPDIR_is_no_obstacle(short: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Where the path of a socket would be too long, it lies in /tmp, and goes again."""
+    place = short / ("long" * 25)
+    place.mkdir()
+    monkeypatch.setattr(tempfile, "tempdir", str(place))
+
+    async def body(executor: Executor) -> None:
+        assert await executor.run(Echo(value=1)) == 1
+        assert list(place.iterdir()) == []
+
+    using(lambda: Pool(1), body)
 
 
 def test_workers_that_cannot_start_are_fatal() -> None:

@@ -9,6 +9,7 @@ import select
 import signal
 import subprocess
 import sys
+import tempfile
 import time
 from collections.abc import Awaitable, Callable
 from pathlib import Path
@@ -17,6 +18,7 @@ import pytest
 
 from tests.fakejobs import Die, Echo, Hang, Hold
 from zemosaicd.shell.executors import Death, Job, Pool, Quarantined
+from zemosaicd.shell.template import FOLDER
 
 ROOT = Path(__file__).parents[2]
 
@@ -236,6 +238,36 @@ def test_F9_a_killed_template_is_made_anew(tmp_path: Path) -> None:
         assert await echo == 1
 
     with_pool(body)
+
+
+def test_M13_what_a_killed_parent_leaves_goes_with_the_next_start(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """kill -9 leaves the folder of the template's socket; a later daemon takes it away, a living one's never."""
+    temporary = Path(tempfile.mkdtemp())  # a socket's path is short
+    monkeypatch.setenv("TMPDIR", str(temporary))
+    monkeypatch.setattr(tempfile, "tempdir", None)
+    (tmp_path / "killed").mkdir()
+    (tmp_path / "living").mkdir()
+    killed, _, _ = start_parent(tmp_path / "killed")
+    killed.kill()
+    killed.communicate(timeout=30)
+    (left,) = temporary.glob(f"{FOLDER}*")
+    living, jobs, _ = start_parent(tmp_path / "living")
+    (own,) = set(temporary.glob(f"{FOLDER}*")) - {left}
+    for folder in (left, own):
+        os.utime(folder, (0, 0))
+    with_pool(let_be)
+    assert list(temporary.iterdir()) == [own]
+    for job in jobs:
+        Path(job.go).write_text("go\n")
+    _, errors = living.communicate(timeout=30)
+    assert living.returncode == 0, errors.decode()
+    temporary.rmdir()  # there is nothing left
+
+
+async def let_be(pool: Pool, deaths: list[tuple[Job, Death]]) -> None:
+    """A pool that has nothing to do."""
 
 
 def test_M14_SIGTERM_to_the_group_leaves_running_jobs_alone(tmp_path: Path) -> None:

@@ -37,7 +37,7 @@ def test_exit_0_and_the_path_of_the_mosaic(place: Place, capsys: pytest.CaptureF
 
 
 def test_a_whole_night_tells_the_daemon_nothing_in_numpys_words(place: Place) -> None:
-    """All results can be read without numpy, which would cost the daemon a tenth of a second and 20 MB."""
+    """All results can be read without numpy, which would make the daemon slower to start, and larger."""
     settings = ("process", str(place.incoming), "--output", str(place.output), "--set", f"paths.state={place.state}")
     script = "import sys; from zemosaicd.cli import main; print(main(sys.argv[1:]), 'numpy' in sys.modules)"
     environment = os.environ | {"PYTHONPATH": str(ROOT)}

@@ -275,7 +275,7 @@ def _hot_pixels(plane: Float32, sigma: float, bayer: bool) -> tuple[NDArray[np.i
     certain = np.empty(plane.size, np.bool_)
     around, scratch = np.empty(8, np.float32), np.empty(8, np.float32)
     flags = np.zeros(-(-width // 8) * 8, np.uint8)
-    eights = flags.view(np.uint64)
+    eights = flags.view(np.uint64)  # most rows have a flag or two: eight are looked at together
     step, limit = 2 if bayer else 1, np.float32(SUSPECT_SIGMA * sigma)
     n = 0
     for y in range(height):

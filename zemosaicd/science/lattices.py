@@ -58,6 +58,7 @@ class Levels:
         return np.ascontiguousarray(np.column_stack([*columns, self.illumination]), np.float64)
 
 
+# Python would have to raise at a division by 0, and so no loop with a division would run on vectors.
 @njit(cache=True, nogil=True, fastmath={"contract"}, error_model="numpy")
 def _level_row(
     raw: NDArray[np.generic], y: float, x0: float, step: int, levels: Numbers, radius: float, out: Pixels

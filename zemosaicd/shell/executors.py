@@ -40,7 +40,7 @@ __all__ = ["Death", "Executor", "ExecutorClosed", "Inline", "Job", "Pool", "Quar
 
 MAX_DEATHS = 3
 _MAX_BARREN = 3
-_GRACE_S, _STOPPING_S = 5.0, 0.05
+_GRACE_S, _STOPPING_S, _AGAIN_S = 5.0, 0.05, 1.0
 
 
 class Inline(JobQueue):
@@ -131,12 +131,18 @@ class Pool(JobQueue):
 
     async def _warm(self) -> None:
         """Lets jobs go when there is something to fork workers from; the loop must not wait for that."""
-        for _ in range(_MAX_BARREN):
-            if self._closing:
-                return
-            with suppress(OSError, EOFError):  # it died, and is made anew
+        died = 0
+        while not self._closing and died < _MAX_BARREN:
+            try:
                 self._template.start()  # here: its life follows this thread's
                 await asyncio.to_thread(self._template.wait)
+            except EOFError:  # it is made anew
+                died += 1
+            except OSError as error:  # for the caller to wait and try again (F8, F24)
+                for item in self._withdraw():
+                    item.fail(error)
+                await asyncio.sleep(_AGAIN_S)
+            else:
                 self._warmed = True
                 self._feed()
                 return

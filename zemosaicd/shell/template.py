@@ -1,4 +1,4 @@
-"""The process that workers are forked from: what they need is loaded once, and a new one is up in milliseconds.
+"""The process that workers are forked from: what they need is loaded once, and a new one is there in 50 ms.
 
 It is multiprocessing's fork server, which has one thread and no locks to inherit, taught three things: it warms up
 before it forks (work.preload), it dies with the daemon and its workers die with it (M13), and signals to the whole
@@ -7,14 +7,18 @@ group pass it by (M14). A process has one of them at a time.
 
 from __future__ import annotations
 
+import fcntl
 import os
+import shutil
 import signal
 import sys
+import tempfile
 import threading
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from multiprocessing import connection, context, forkserver, popen_forkserver, resource_tracker
-from multiprocessing.process import BaseProcess
+from multiprocessing.process import BaseProcess, current_process
 from pathlib import Path
 from typing import Any
 
@@ -28,24 +32,39 @@ _ONE_THREAD = dict.fromkeys(
 )
 
 
+FOLDER, STALE_S = "zemosaicd-fork-", 60.0
+"""Where the socket lies, below TMPDIR. A folder of this age that nobody has locked is what a killed daemon left."""
+LONGEST_BYTES = 60
+"""Of TMPDIR, or /tmp is taken: a socket's path has 107 at most, of which names take 41."""
+
+
 class Template:
     """`warm_up`: "module:function" that it runs before it forks; `numba_cache_dir`: where kernels are kept."""
 
     def __init__(self, *, warm_up: str = "", numba_cache_dir: str = "") -> None:
         self.context, self.warm_up = _Context(), warm_up
         kernels = {"NUMBA_CACHE_DIR": numba_cache_dir} if numba_cache_dir else {}
+        self._folder: _Folder | None = None
         self._environment = _ONE_THREAD | kernels | {DAEMON: str(os.getpid()), WARM_UP: warm_up}
 
     def start(self) -> None:
-        """Lets it begin, if it has not, and returns at once. From the main thread: its life follows this thread's."""
+        """Lets it begin, if it has not, and returns at once. From the main thread: its life follows this thread's.
+
+        OSError if there is no room for it, or no process.
+        """
+        if self._folder is None:
+            self._folder = _Folder()
         with self.forking():
             forkserver.ensure_running()
 
     def wait(self) -> None:
         """Returns when it is warm; in any thread. OSError or EOFError if it died."""
         first = self.context.Process(target=os.getpid)  # anything short
-        with self.forking():
-            first.start()
+        try:
+            with _nameless():
+                first.start()
+        except TypeError as error:  # stopped while it was asked: its descriptors are None
+            raise EOFError from error
         first.join()
 
     def stop(self) -> None:
@@ -55,29 +74,76 @@ class Template:
             os.kill(pid, signal.SIGKILL)
             with suppress(FileNotFoundError):
                 server._stop()
+        if self._folder is not None:
+            self._folder.close()
+            self._folder = None
 
     @contextmanager
     def forking(self) -> Iterator[None]:
-        """What the template inherits, should it have to be made (anew): one thread a library, no signal. And a worker
-        shall not import the program that asked for it: that is the whole command line."""
+        """What the template inherits, should it have to be made (anew): one thread a library, no signal."""
         saved = {name: os.environ.get(name) for name in self._environment}
-        own = vars(sys.modules["__main__"])
-        identity: dict[str, Any] = {name: own[name] for name in ("__spec__", "__file__") if name in own}
-        own.update(dict.fromkeys(identity))
         os.environ.update(self._environment)
         resource_tracker.ensure_running()  # to start it unblocks the signals
         mask = signal.pthread_sigmask(signal.SIG_BLOCK, IGNORED)
         forkserver.set_forkserver_preload([PRELOAD])
         try:
-            yield
+            with _nameless():
+                yield
         finally:
             signal.pthread_sigmask(signal.SIG_SETMASK, mask)
-            own.update(identity)
             for name, value in saved.items():
                 if value is None:
                     del os.environ[name]
                 else:
                     os.environ[name] = value
+
+
+@contextmanager
+def _nameless() -> Iterator[None]:
+    """A child shall not import the program that asked for it: that is the whole command line."""
+    own = vars(sys.modules["__main__"])
+    identity: dict[str, Any] = {name: own[name] for name in ("__spec__", "__file__") if name in own}
+    own.update(dict.fromkeys(identity))
+    try:
+        yield
+    finally:
+        own.update(identity)
+
+
+class _Folder:
+    """A folder for the socket, locked for as long as its daemon lives. multiprocessing would make one that stays behind
+    when a daemon is killed.
+    """
+
+    def __init__(self) -> None:
+        below = Path(tempfile.gettempdir())
+        if len(os.fsencode(below)) > LONGEST_BYTES:
+            below = Path("/tmp")
+        for left in below.glob(f"{FOLDER}*"):
+            with suppress(OSError):  # somebody else's, or gone already
+                if time.time() - left.stat().st_mtime > STALE_S:
+                    os.close(_Folder._locked(left))
+                    shutil.rmtree(left)
+        self._path = Path(tempfile.mkdtemp(prefix=FOLDER, dir=below))
+        self._lock = _Folder._locked(self._path)
+        current_process()._config["tempdir"] = str(self._path)  # type: ignore[attr-defined]
+
+    @staticmethod
+    def _locked(folder: Path) -> int:
+        """The folder's descriptor, locked. BlockingIOError if another process has locked it."""
+        descriptor = os.open(folder, os.O_RDONLY | os.O_DIRECTORY)
+        try:
+            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except OSError:
+            os.close(descriptor)
+            raise
+        return descriptor
+
+    def close(self) -> None:
+        """Takes the folder away."""
+        current_process()._config.pop("tempdir")  # type: ignore[attr-defined]
+        shutil.rmtree(self._path, ignore_errors=True)
+        os.close(self._lock)
 
 
 class _Popen(popen_forkserver.Popen):
