@@ -8,8 +8,7 @@ disk that is full or gone pauses the session and is tried again (F8, F22); anyth
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager, nullcontext
+from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -55,10 +54,10 @@ from zemosaicd.shell.supertiles import TileMerger
 from zemosaicd.shell.tiles import (
     FRAMES_FIRST,
     MAX_INTERRUPTED,
-    TILES_AFTER,
     RunJob,
     TileMaker,
     not_counted,
+    with_others_ready,
     with_smaller_bands,
 )
 from zemosaicd.work import jobs, planfiles
@@ -190,8 +189,8 @@ class Effects:
 
         async def attempt() -> jobs.PhaseMade:
             await asyncio.to_thread(planfiles.write_request, request, request_file)
-            async with self._idle_workers_ready(state):
-                made: jobs.PhaseMade = await self._run(job, TILES_AFTER)
+            others = self._capacity - 1 if state.mode.prepares else 0
+            made: jobs.PhaseMade = await with_others_ready(self._run, job, jobs.GetReady(phase=3), others)
             return made
 
         try:
@@ -211,18 +210,6 @@ class Effects:
         outputs.log_plan(self._log, session, plan, made)
         planned = SessionPlanned(session=session, revision=revision, plan=plan, key=key)
         await self._engine.record(*self._to_make(session, plan), planned, *made_tiles(session, revision, plan))
-
-    @asynccontextmanager
-    async def _idle_workers_ready(self, state: SessionState) -> AsyncIterator[None]:
-        """Has the other workers load what comes next, if they have nothing to do; nobody waits for them."""
-        others = self._capacity - 1 if state.mode.prepares else 0
-        ahead = [asyncio.ensure_future(self._run(jobs.GetReady(), TILES_AFTER)) for _ in range(others)]
-        try:
-            yield
-        finally:
-            for task in ahead:
-                task.cancel()
-            await asyncio.gather(*ahead, return_exceptions=True)  # a worker that cannot do it will say so later
 
     async def _let_go_of_plan(self, state: SessionState) -> None:
         """Before a step back (`Mode.steps_back`): the tiles that failed have ended, and nobody counts their caches."""

@@ -26,7 +26,7 @@ from zemosaicd.work import jobs
 RunJob = Callable[[Job, int], Awaitable[Any]]
 """Runs a job at a priority (lower first) within the configured time."""
 
-FRAMES_FIRST, TILES_AFTER = 0, 1
+FRAMES_FIRST, TILES_AFTER, IDLE_ONLY = 0, 1, 2
 """Priorities: a frame that arrives is not starved behind tiles (C7)."""
 
 MAX_INTERRUPTED = 5
@@ -53,6 +53,20 @@ async def with_smaller_bands(run: RunJob, job: jobs.MakeMosaic | jobs.MergeTiles
             return made
     message = "no memory for a band: lower tiles.memory_mb or raise executor.memory_mb"
     raise SessionFailed(Reason(rule="out_of_memory", value=job.settings.band_budget_bytes, message=message))
+
+
+async def with_others_ready(run: RunJob, job: Job, ready: jobs.GetReady, others: int) -> Any:
+    """Runs the job. Meanwhile `others` workers load what comes next, if they have nothing to do; nobody waits for
+    them.
+    """
+    main = asyncio.ensure_future(run(job, TILES_AFTER))  # in the queue before what follows
+    ahead = [asyncio.ensure_future(run(ready, IDLE_ONLY)) for _ in range(others)]
+    try:
+        return await main
+    finally:
+        for task in ahead:
+            task.cancel()
+        await asyncio.gather(*ahead, return_exceptions=True)  # a worker that cannot do it will say so later
 
 
 class TileMaker:
@@ -85,6 +99,8 @@ class TileMaker:
         # cores that no other tile of this session wants (C7): they leave no trace in the pixels
         waiting = len(plan.tiles) - len(state.done) - len(state.failed)
         threads = max(1, self._capacity // max(1, waiting))
+        last = waiting <= self._capacity and state.mode.prepares
+        ahead = jobs.GetReady(phase=5), self._capacity - 1 if last else 0
         settings = replace(self._configs.stack_settings(config, MODES[plan.mode]), threads=threads)
         reason = Reason(rule="interrupted", threshold=MAX_INTERRUPTED, message="begun too often without an end")
         name = f"tile {spec.tile}"
@@ -101,7 +117,7 @@ class TileMaker:
                     output=str(output),
                     settings=settings,
                 )
-                made = await self._gate.retrying(session, partial(self._run, job, TILES_AFTER))
+                made = await self._gate.retrying(session, partial(with_others_ready, self._run, job, *ahead))
             except MemoryError:
                 message = "no memory for its band: lower tiles.memory_mb or raise executor.memory_mb"
                 reason = Reason(rule="out_of_memory", value=settings.band_budget_bytes, message=message)

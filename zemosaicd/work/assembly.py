@@ -30,8 +30,12 @@ from zemosaicd.core.canvas import union
 from zemosaicd.core.modes import MODES
 from zemosaicd.core.supertiles import super_spec
 from zemosaicd.model import FramePlan, Grid, LogNote, MosaicSpec, Plan, Reason, SessionFailed
-from zemosaicd.science.preview import quality, stretch
-from zemosaicd.science.tilesolve import TileSolution, solve_tiles
+from zemosaicd.science.coadd import Slab, Sums
+from zemosaicd.science.placement import place
+from zemosaicd.science.preview import block_mean, quality, stretch
+from zemosaicd.science.sixtaps import lanczos_table
+from zemosaicd.science.tilesolve import TileCorrection, TileSolution, solve_tiles
+from zemosaicd.science.tilestars import character, darkest_level, gaps
 from zemosaicd.work.certificate import certify
 from zemosaicd.work.coadding import Coadd, add_all, band_rows
 from zemosaicd.work.fitswrite import OWN_BUDGET, write_fits
@@ -47,6 +51,7 @@ from zemosaicd.work.store import publish
 
 F32 = NDArray[np.float32]
 
+REHEARSED_PX = 72
 SMALL_PICTURES = 3
 """What the preview takes, in pictures of its size: bands and the whole of them, then 8-bit ones and their file."""
 
@@ -105,6 +110,30 @@ def make_mosaic(job: MakeMosaic) -> PhaseMade:
         seconds=meter.seconds,
         peak_rss_mb=meter.peak_rss_mb,
     )
+
+
+def rehearse() -> None:
+    """Adds and shows a small made-up tile: whoever has done that has compiled, or loaded, what most mosaics run."""
+    side = REHEARSED_PX
+    y, x = np.mgrid[0:side, 0:side]
+    star = 500.0 * np.exp(-((x - side // 2) ** 2 + (y - side // 2) ** 2) / 5.0)
+    cube = np.stack([(y * 7919.0 + x * 104729.0) % 61.0 + star] * 3).astype(np.float32)
+    gaps(cube)
+    character([cube], darkest_level(cube))
+    placement = place(lambda across, down: (across, down), (0, 0, side, side), side, side)
+    nothing = (0.0,) * len(cube)
+    correction = TileCorrection(
+        gain=(1.0,) * len(cube), pivot=nothing, offset=nothing, slope_x=nothing, slope_y=nothing, x=0.0, y=0.0,
+        gain_measured=(True,) * len(cube), component=0,
+    )  # fmt: skip
+    sums = Sums(len(cube), side, side)
+    for rows in (side, side // 2):  # a whole band, and the last one
+        sums.begin(0, rows)
+        slab = Slab(pixels=cube, row0=0, weight=np.ones_like(cube), alpha=np.ones((side, side), np.float32))
+        sums.add(slab, placement, correction, np.ones(len(cube)), lanczos_table())
+        small = block_mean(sums.finish()[0], 2)
+    stretch(small)
+    quality(small)
 
 
 def _tiles(

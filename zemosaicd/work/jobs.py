@@ -255,13 +255,20 @@ class MakeMosaic:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class GetReady:
-    """For a worker that has nothing to do while others plan: loads what tiles are stacked with."""
+    """For a worker that has nothing to do: loads what tiles are stacked with (`phase` 3), or mosaics made with (5)."""
+
+    phase: int
 
     def run(self) -> None:
         """Nothing comes of it but a quicker start."""
-        from zemosaicd.work import members, stacking  # noqa: F401
+        if self.phase == 3:
+            from zemosaicd.work import members, stacking  # noqa: F401
 
-        members.rehearse()
+            members.rehearse()
+        else:
+            from zemosaicd.work import assembly
+
+            assembly.rehearse()
 
 
 Job = (
