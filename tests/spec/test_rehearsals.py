@@ -27,14 +27,18 @@ warm = loaded()
 jobs.PrepareFrame(path=sys.argv[1], cache=sys.argv[2], budget=Budget()).run()
 frame = loaded() - warm
 before = loaded()
-jobs.GetReady().run()
-print(json.dumps({"warm": sorted(warm), "frame": sorted(frame), "tile": sorted(loaded() - before)}))
+jobs.GetReady(phase=3).run()
+tile = loaded() - before
+jobs.GetReady(phase=5).run()
+mosaic = loaded() - tile - before
+told = {"warm": warm, "frame": frame, "tile": tile, "mosaic": mosaic}
+print(json.dumps({name: sorted(kernels) for name, kernels in told.items()}))
 """
 
 
 def test_a_rehearsal_loads_what_the_work_will_run(tmp_path: Path) -> None:
     """After the warm-up a frame needs no other kernels than the plate solver's; GetReady loads what an ordinary tile is
-    made with, from the raw numbers to the tally."""
+    made with, from the raw numbers to the tally, and what a mosaic is, from the survey of its tiles to the preview."""
     script = tmp_path / "rehearse.py"
     script.write_text(SCRIPT)
     command = [sys.executable, str(script), str(night()[0]), str(tmp_path / "cache.npy")]
@@ -49,3 +53,12 @@ def test_a_rehearsal_loads_what_the_work_will_run(tmp_path: Path) -> None:
         "rejection.average",
         "rejection.tally",
     } <= (set(told["tile"]))
+    assert {
+        "tilestars.gaps",
+        "tilestars._peaks",
+        "placement._spans",
+        "coadd._add_shifted",
+        "coadd._finish",
+        "preview._block_mean",
+        "preview._paint",
+    } <= (set(told["mosaic"]))

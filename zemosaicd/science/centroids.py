@@ -13,6 +13,8 @@ import numpy as np
 from numba import njit
 from numpy.typing import NDArray
 
+from zemosaicd.science.robust import median_of
+
 Float32 = NDArray[np.float32]
 Float64 = NDArray[np.float64]
 
@@ -102,7 +104,7 @@ def _ring_sky(cut: Float32, x: float, y: float, inner: float, outer: float, scra
             r2 = (2 * i - x) ** 2
             scratch[n] = row[i]
             n += (r2 <= far2) & (r2 > near2) & np.isfinite(row[i])
-    return float(np.median(scratch[:n])) if n >= 8 else np.nan
+    return median_of(scratch[:n]) if n >= 8 else np.nan
 
 
 @njit(cache=True, nogil=True)

@@ -282,7 +282,9 @@ def _hot_pixels(plane: Float32, sigma: float, bayer: bool) -> tuple[NDArray[np.i
         row = plane[y]
         if not _outstanding(row, step, limit, flags):
             continue
-        for k in np.flatnonzero(eights):
+        for k in range(len(eights)):
+            if not eights[k]:
+                continue
             for x in range(8 * k, min(width, 8 * k + 8)):
                 if not flags[x] or not np.isfinite(row[x]):
                     continue
@@ -313,9 +315,9 @@ def _binned_green(plane: Float32, r1: int, c1: int, r2: int, c2: int) -> Float32
     height, width = plane.shape[0] // 2, plane.shape[1] // 2
     out = np.empty((height, width), np.float32)
     for y in range(height):
-        first, second, target = plane[2 * y + r1, c1::2], plane[2 * y + r2, c2::2], out[y]
+        first, second, target = plane[2 * y + r1, c1:], plane[2 * y + r2, c2:], out[y]
         for x in range(width):
-            a, b = first[x], second[x]
+            a, b = first[2 * x], second[2 * x]
             both = np.float32(0.5) * (a + b)
             target[x] = both if both == both else (b if a != a else a)
     return out

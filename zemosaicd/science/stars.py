@@ -20,6 +20,7 @@ from numpy.typing import NDArray
 from zemosaicd.science.centroids import SIGMA_TO_FWHM, measure_stars
 from zemosaicd.science.detection import Sources, find_sources, measure_mesh, subtract_level
 from zemosaicd.science.frame import binned_green, binned_mono, colour_offsets
+from zemosaicd.science.robust import kth_smallest
 
 Float32 = NDArray[np.float32]
 Float64 = NDArray[np.float64]
@@ -258,28 +259,57 @@ def _ring_flux(plane: Float32, x: Float64, y: Float64, radius: float) -> Float64
     """
     height, width = plane.shape
     inner, outer = 2.0 * radius + 1.0, 2.0 * radius + 1.0 + RING_STEPS
-    reach, half = math.ceil(outer), math.ceil(radius + 0.5)
-    scratch, flux = np.empty((2 * reach + 2) ** 2, np.float32), np.full(len(x), np.nan)
+    half = math.ceil(radius + 0.5)
+    ring, flux = np.empty((2 * math.ceil(outer) + 2) ** 2, np.float32), np.full(len(x), np.nan)
     for k in range(len(x)):
         i0, j0 = round(x[k]), round(y[k])
         if i0 < half or j0 < half or i0 + half >= width or j0 + half >= height:
             continue
-        n, total, share = 0, 0.0, 0.0
-        for j in range(max(0, j0 - reach), min(height, j0 + reach + 1)):
-            for i in range(max(0, i0 - reach), min(width, i0 + reach + 1)):
-                r2 = (i - x[k]) ** 2 + (j - y[k]) ** 2
-                if r2 <= (radius + 0.71) ** 2:
-                    w = _share_inside(i - x[k], j - y[k], radius)
+        n = _ring_pixels(plane, x[k], y[k], inner, outer, ring)
+        if n < 8:
+            continue
+        total = share = 0.0
+        for j in range(j0 - half, j0 + half + 1):
+            for i in range(i0 - half, i0 + half + 1):
+                w = _share_inside(i - x[k], j - y[k], radius)
+                if w > 0.0:
                     total += w * plane[j, i]
                     share += w
-                elif inner * inner < r2 <= outer * outer and np.isfinite(plane[j, i]):
-                    scratch[n] = plane[j, i]
-                    n += 1
-        if n >= 8:
-            quarter = n // 4
-            above = np.partition(scratch[:n], quarter)[quarter:]
-            flux[k] = total - share * np.partition(above, n - 2 * quarter - 1)[: n - 2 * quarter].mean()
+        flux[k] = total - share * _middle_mean(ring[:n])
     return flux
+
+
+@njit(cache=True, nogil=True)
+def _ring_pixels(plane: Float32, x: float, y: float, inner: float, outer: float, ring: Float32) -> int:
+    """Puts the finite pixels between two radii round (x, y) into `ring`; how many."""
+    height, width = plane.shape
+    n = 0
+    for j in range(max(0, math.ceil(y - outer)), min(height, math.floor(y + outer) + 1)):
+        row, dy2 = plane[j], (j - y) ** 2
+        far = math.sqrt(max(0.0, outer * outer - dy2))
+        near = math.sqrt(inner * inner - dy2) if dy2 < inner * inner else -1.0
+        start, end = max(0, math.ceil(x - far)), min(width, math.floor(x + far) + 1)
+        hole = max(start, math.ceil(x - near)), min(end, math.floor(x + near) + 1)
+        for first, last in ((start, hole[0]), (max(hole), end)) if near >= 0.0 else ((start, end), (end, end)):
+            for i in range(first, last):
+                ring[n] = row[i]
+                n += np.isfinite(row[i])
+    return n
+
+
+@njit(cache=True, nogil=True)
+def _middle_mean(values: Float32) -> float:
+    """Mean of the middle half of the values float32 (n,) in their order, all finite, n > 1."""
+    quarter = len(values) // 4
+    low, high = kth_smallest(values, quarter), kth_smallest(values, len(values) - quarter - 1)
+    total, below, within = 0.0, 0, 0
+    for v in values:
+        below += v < low
+        within += v < high
+        total += float(v) * (low <= v < high)
+    # of those that equal a limit as many count as the middle half has room for
+    more = (below - quarter) * float(low) + (len(values) - quarter - within) * float(high)
+    return (total + more) / (len(values) - 2 * quarter)
 
 
 @njit(cache=True, nogil=True)

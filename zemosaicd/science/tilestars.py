@@ -14,6 +14,8 @@ import numpy as np
 from numba import njit
 from numpy.typing import NDArray
 
+from zemosaicd.science.robust import median_of
+
 F64 = NDArray[np.float64]
 F32 = NDArray[np.float32]
 
@@ -120,7 +122,7 @@ def _cell_levels(plane: F32, cell: int) -> F32:
                     values[n] = plane[y, x]
                     n += np.isfinite(plane[y, x])
             if n:
-                level[r, c] = np.median(values[:n])
+                level[r, c] = median_of(values[:n])
     return level
 
 
@@ -219,6 +221,6 @@ def _apertures(plane: F32, x: F64, y: F64, radius: float, sigma: float) -> tuple
                     ring[n] = plane[row, column]
                     n += 1
         if n >= 20:  # a pixel without data has made the sum NaN
-            flux[i] = total - area * np.median(ring[:n])
+            flux[i] = total - area * median_of(ring[:n])
             error[i] = max(sigma * math.sqrt(area * (1.0 + 1.57 * area / n)), 1e-9)
     return flux, error

@@ -117,7 +117,7 @@ def rehearse() -> None:
     side = REHEARSED_PX
     y, x = np.mgrid[0:side, 0:side]
     star = 500.0 * np.exp(-((x - side // 2) ** 2 + (y - side // 2) ** 2) / 5.0)
-    cube = np.stack([(y * 7919.0 + x * 104729.0) % 61.0 + star] * 3).astype(np.float32)
+    cube = np.stack([(y * x * 7.0 + x * x * x) % 61.0 + star] * 3).astype(np.float32)
     gaps(cube)
     character([cube], darkest_level(cube))
     placement = place(lambda across, down: (across, down), (0, 0, side, side), side, side)
