@@ -62,13 +62,14 @@ def fixed_pixels(suspects: Sequence[I64], frames: Sequence[FrameStars]) -> I64:
     known, first, count = np.unique(pixel[order], return_index=True, return_counts=True)
     sizes = [(f.width, f.height) for _, f in solved]
     place = frames_from([f.wcs for _, f in solved if f.wcs is not None], sizes, [0] * len(solved))
-    found = []
-    for k in np.flatnonzero(count >= need):
-        of = frame[order[first[k] : first[k] + count[k]]]
-        row, column = divmod(int(known[k]), sizes[0][0])
-        if _moves(place, of, np.full(len(of), complex(column, row))):
-            found.append(int(known[k]))
-    return np.array(found, np.int64)
+    many = np.flatnonzero(count >= need)
+    if not len(many):
+        return np.zeros(0, np.int64)
+    parts = [order[first[k] : first[k] + count[k]] for k in many]
+    every = np.concatenate(parts)
+    row, column = np.divmod(pixel[every], sizes[0][0])
+    sky = np.split(_sky_px(place, frame[every], column + 1j * row), np.cumsum(count[many])[:-1])
+    return np.array([known[k] for k, seen in zip(many, sky, strict=True) if _moves(seen)], np.int64)
 
 
 def fixed_places(frames: Sequence[FrameStars]) -> C128:
@@ -90,15 +91,21 @@ def fixed_places(frames: Sequence[FrameStars]) -> C128:
         [
             np.median(pixel[crowd].real) + 1j * np.median(pixel[crowd].imag)
             for crowd in crowds
-            if len(np.unique(frame[crowd])) >= need and _moves(place, frame[crowd], pixel[crowd])
+            if len(np.unique(frame[crowd])) >= need and _moves(_sky_px(place, frame[crowd], pixel[crowd]))
         ],
         np.complex128,
     )
 
 
-def _moves(place: Frames, frame: I64, pixel: C128) -> bool:
-    """Whether these detections lie all over the sky, at three different places or more, not round one with errors."""
-    sky = sky_at(place, frame, pixel) * float(np.median(np.abs(place.z)))
+def _sky_px(place: Frames, frame: I64, pixel: C128) -> F64:
+    """(n, 3): where on the sky detections lie, directions times the px of a radian."""
+    return np.asarray(sky_at(place, frame, pixel) * float(np.median(np.abs(place.z))))
+
+
+def _moves(sky: F64) -> bool:
+    """Whether these detections (`_sky_px`) lie all over the sky, at three different places or more, not round one with
+    errors.
+    """
     if np.median(np.linalg.norm(sky - np.median(sky, axis=0), axis=1)) < MOVED_PX / 2:
         return False
     for _ in range(LEAST_PLACES - 1):

@@ -22,9 +22,9 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
-from numba import njit
 from numpy.typing import NDArray
 
+from zemosaicd.science.blockplanes import HUBER, LEAST_BLOCKS, ROUNDS, add_frames, fit_planes
 from zemosaicd.sphere import Matrix
 
 F64 = NDArray[np.float64]
@@ -33,10 +33,7 @@ I64 = NDArray[np.int64]
 
 TERMS = 2
 """Powers of r^2 in the illumination."""
-ROUNDS = 3
-HUBER = 2.0
 RIDGE = 1e-7
-LEAST_BLOCKS = 12
 LEAST_FRAMES = 8  # the halves of fewer can agree by chance
 SIGNIFICANT = 2.5
 """An illumination counts if it is so many times half of what the session's halves make it differ (who know less of it
@@ -172,72 +169,39 @@ class _Group:
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
 class _System:
     """Normal equations of a group with every frame's own plane eliminated: a channel, those of its nodes and the
-    illumination's terms; and those of the terms alone.
+    illumination's terms; `inner` (C, nodes, TERMS + 1): what the nodes take of each term, and are without them.
     """
 
     normal: F64
     target: F64
-    nodes: int
+    inner: F64
 
     def terms_alone(self) -> tuple[F64, F64]:
-        """(TERMS, TERMS) and (TERMS,), all channels together."""
-        total, right, n = np.zeros((TERMS, TERMS)), np.zeros(TERMS), self.nodes
-        for normal, target in zip(self.normal, self.target, strict=True):
-            inner = np.linalg.solve(normal[:n, :n], np.column_stack([normal[:n, n:], target[:n]]))
-            total += normal[n:, n:] - normal[n:, :n] @ inner[:, :TERMS]
-            right += target[n:] - normal[n:, :n] @ inner[:, TERMS]
-        return total, right
+        """Equations of the terms, (TERMS, TERMS) and (TERMS,), all channels together."""
+        n = self.inner.shape[1]
+        taken = self.normal[:, n:, :n] @ self.inner
+        total = self.normal[:, n:, n:] - taken[:, :, :TERMS]
+        return total.sum(axis=0), (self.target[:, n:] - taken[:, :, TERMS]).sum(axis=0)
 
     def node_values(self, change: F64) -> F64:
         """(C, nodes) once the terms have changed by so much."""
-        n = self.nodes
-        return np.array(
-            [
-                np.linalg.solve(a[:n, :n], t[:n] - a[:n, n:] @ change)
-                for a, t in zip(self.normal, self.target, strict=True)
-            ]
-        )
+        return np.asarray(self.inner[:, :, TERMS] - self.inner[:, :, :TERMS] @ change)
 
 
 def _system(group: _Group, frames: I64, terms: F64, weight: F64) -> _System:
     """The equations of some of a group's frames, about an illumination; weight (n, C, m)."""
     channels, nodes = group.level.shape[1], len(group.places)
     normal, target = np.zeros((channels, nodes + TERMS, nodes + TERMS)), np.zeros((channels, nodes + TERMS))
-    f, value = 1.0 + group.powers @ terms, group.brightness(terms)
-    of_terms = np.broadcast_to(nodes + np.arange(TERMS), (len(group.r2), TERMS))
-    for i in frames:
-        place = np.hstack([group.node[i], of_terms])
-        for k in range(channels):
-            good = np.flatnonzero(weight[i, k] > 0.0)
-            if len(good) < LEAST_BLOCKS:
-                continue
-            light = group.powers * (group.light[i, k] / f)[:, np.newaxis]
-            part = np.hstack([group.share[i] * group.transparency[i, k], light])
-            w, basis = weight[i, k, good], group.basis[good]
-            mixed, flat = np.zeros((3, nodes + TERMS)), (basis * w[:, np.newaxis]).T @ value[i, k, good]
-            _add_rows(place[good], part[good], value[i, k, good], w, basis, normal[k], target[k], mixed)
-            inner = np.linalg.solve((basis * w[:, np.newaxis]).T @ basis, mixed)
-            normal[k] -= inner.T @ mixed
-            target[k] -= inner.T @ flat
+    dimmed = group.powers / (1.0 + group.powers @ terms)[:, np.newaxis]
+    add_frames(
+        frames, group.node, group.share, group.transparency, group.light, dimmed, group.basis,
+        group.brightness(terms), weight, normal, target,
+    )  # fmt: skip
     highest = normal[:, np.arange(nodes), np.arange(nodes)].max(axis=1)
     ridge = np.where(highest > 0.0, RIDGE * highest, 1.0)
     normal[:, np.arange(nodes), np.arange(nodes)] += ridge[:, np.newaxis]
-    return _System(normal=normal, target=target, nodes=nodes)
-
-
-@njit(cache=True, nogil=True)
-def _add_rows(place: I64, part: F64, value: F64, weight: F64, basis: F64, normal: F64, target: F64, mixed: F64) -> None:
-    """Add m sparse rows (place, part (m, p)) to normal (N, N) and target (N,), and their products with the frame's
-    plane basis (m, 3) to mixed (3, N).
-    """
-    for b in range(len(value)):
-        for k in range(place.shape[1]):
-            scaled = weight[b] * part[b, k]
-            target[place[b, k]] += scaled * value[b]
-            for j in range(place.shape[1]):
-                normal[place[b, k], place[b, j]] += scaled * part[b, j]
-            for p in range(3):
-                mixed[p, place[b, k]] += scaled * basis[b, p]
+    wanted = np.concatenate([normal[:, :nodes, nodes:], target[:, :nodes, np.newaxis]], axis=2)
+    return _System(normal=normal, target=target, inner=np.linalg.solve(normal[:, :nodes, :nodes], wanted))
 
 
 def _residuals(group: _Group, terms: F64, nodes: F64) -> tuple[F64, F64]:
@@ -245,53 +209,8 @@ def _residuals(group: _Group, terms: F64, nodes: F64) -> tuple[F64, F64]:
     there = np.einsum("imj,cimj->icm", group.share, nodes[:, group.node])
     value = group.brightness(terms) - group.transparency[:, :, np.newaxis] * there
     planes, off = np.zeros((*value.shape[:2], 3)), np.zeros(value.shape)
-    for i, k in np.ndindex(*value.shape[:2]):
-        _fit_plane(value[i, k], group.weight[i, k], group.basis, planes[i, k], off[i, k])
+    fit_planes(value, group.weight, group.basis, planes, off)
     return off, planes
-
-
-@njit(cache=True, nogil=True)
-def _fit_plane(value: F64, weight: F64, basis: F64, plane: F64, off: F64) -> None:
-    """Robust plane (3,) through a frame's blocks (m,), and their residuals over their noise; NaN level without data."""
-    good = np.flatnonzero(weight > 0.0)
-    if len(good) < LEAST_BLOCKS:  # too few for a slope
-        plane[0] = np.median(value[good]) if len(good) > 0 else np.nan
-        for b in good:
-            off[b] = (value[b] - plane[0]) * math.sqrt(weight[b])
-        return
-    pull, size = np.ones(len(good)), np.empty(len(good))
-    for _ in range(ROUNDS):
-        normal, right = np.zeros((3, 3)), np.zeros(3)
-        for j in range(len(good)):
-            b = good[j]
-            w = weight[b] * pull[j]
-            for p in range(3):
-                right[p] += w * basis[b, p] * value[b]
-                for q in range(3):
-                    normal[p, q] += w * basis[b, p] * basis[b, q]
-        _solve_by_cofactors(normal, right, plane)
-        for j in range(len(good)):
-            b = good[j]
-            off[b] = (value[b] - (basis[b] * plane).sum()) * math.sqrt(weight[b])
-            size[j] = abs(off[b])
-        scale = max(1.4826 * float(np.median(size)), 1e-12) * HUBER
-        for j in range(len(good)):
-            pull[j] = min(1.0, scale / max(size[j], 1e-12))
-
-
-@njit(cache=True, nogil=True)
-def _solve_by_cofactors(a: F64, right: F64, out: F64) -> None:
-    """Solves a symmetric system of three (Cramer's rule); infinite where it has no solution."""
-    cofactor = np.empty((3, 3))
-    for p in range(3):
-        for q in range(3):
-            i, j, k, n = (p + 1) % 3, (p + 2) % 3, (q + 1) % 3, (q + 2) % 3
-            cofactor[p, q] = a[i, k] * a[j, n] - a[i, n] * a[j, k]
-    determinant = (a[0] * cofactor[0]).sum()
-    out[:] = np.inf
-    if determinant != 0.0:
-        for p in range(3):
-            out[p] = (cofactor[:, p] * right).sum() / determinant
 
 
 def _huber(off: F64) -> F64:
