@@ -99,8 +99,8 @@ def _eliminate(own: F64, flat: F64, mixed: F64, normal: F64, target: F64) -> Non
 
 @njit(cache=True, nogil=True)
 def fit_planes(value: F64, weight: F64, basis: F64, planes: F64, off: F64) -> None:
-    """Robust planes (n, C, 3) through every frame's blocks, value and weight (n, C, m), put into `planes`; residuals over
-    their noise (n, C, m) into `off`. The level is NaN where there are no data.
+    """Robust planes (n, C, 3) through every frame's blocks, value and weight (n, C, m), put into `planes`; residuals
+    over their noise (n, C, m) into `off`. The level is NaN where there are no data.
     """
     for i in range(value.shape[0]):
         for k in range(value.shape[1]):
