@@ -23,6 +23,7 @@ Pixels = NDArray[np.float32]
 Flags = NDArray[np.bool_]
 Numbers = NDArray[np.float64]
 Places = NDArray[np.int32]
+Kinds = NDArray[np.uint8]
 Box = tuple[int, int, int, int]
 """Left, top, right, bottom, whole pixels; right and bottom are excluded."""
 
@@ -36,6 +37,9 @@ BAYER_REACH = 4
 """Every tap of 4x4 Bayer kernels lies less than this many px from the position, in x and in y."""
 WIDE_REACH = 6
 """The same for 6x6 taps. Between the two, at a frame's rim, 4x4 taps are used."""
+CHUNK = 128
+"""Pixels of a row whose taps are looked up together."""
+NOT_SEEN, NARROW, WIDE = 0, 1, 2
 PIXEL_REACH = 3
 """Taps on whole pixels lie within this many px."""
 
@@ -147,23 +151,48 @@ def _wide_square(flat: Pixels, width: int, u: int, v: int, table: Pixels) -> np.
     )  # fmt: skip
 
 
-@njit(cache=True, nogil=True, fastmath={"contract"})
-def _quincunx(flat: Pixels, height: int, p: int, q: int, table: Pixels) -> np.float32:
-    """4x4 taps about (p, q) of green's layout, in 1/1024 of its steps.
+@njit(cache=True, nogil=True)
+def _bayer_places(
+    xs: Places, ys: Places, slab: Box, site: tuple[int, int], rim: int, places: Places, kind: Kinds
+) -> None:
+    """What `warp_bayer` needs of positions `xs`, `ys` (n,), in steps of CFA_UNIT: one loop that runs on vectors.
 
-    Begins at the smallest p and the largest q: q falls from row to row of taps, so its fraction mirrors.
+    `kind` (n,): NOT_SEEN, NARROW (4x4 taps) or WIDE (6x6, `rim` steps inside the slab and more). `places` (3, 3, n), a
+    colour: where in its flat plane 6x6 taps begin, and where in a table of 8 a phase the weights of columns and rows.
     """
-    first = (q >> 10) + 2
-    base = (first + height // 2) * height + (p >> 10) - 1 - first
-    return plane_taps_4(flat, base, 1 - height, table, (p & 1023) * 4, (1024 - (q & 1023)) * 4)
+    rx, ry = site
+    height, w2 = slab[3] - slab[1], (slab[2] - slab[0] + 1) // 2
+    x0, y0, shift, deep = CFA_UNIT * slab[0], CFA_UNIT * slab[1], CFA_UNIT * ((rx + ry + 1) % 2), height // 2
+    low, high_x, high_y = CFA_UNIT * BAYER_REACH, CFA_UNIT * (slab[2] - slab[0] - 1), CFA_UNIT * (height - 1)
+    red, green, blue = places[0], places[1], places[2]
+    for c in range(len(xs)):
+        x, y = np.int64(xs[c]) - x0, np.int64(ys[c]) - y0
+        seen = (x >= low) & (x <= high_x - low) & (y >= low) & (y <= high_y - low)
+        far = (x >= rim) & (x <= high_x - rim) & (y >= rim) & (y <= high_y - rim)
+        kind[c] = np.uint8(seen) + np.uint8(seen & far)
+        u, v = x - CFA_UNIT * rx, y - CFA_UNIT * ry
+        red[0, c] = ((v >> 10) - 2) * w2 + (u >> 10) - 2
+        red[1, c], red[2, c] = (u & 1023) << 3, (v & 1023) << 3
+        u, v = x - CFA_UNIT * (1 - rx), y - CFA_UNIT * (1 - ry)
+        blue[0, c] = ((v >> 10) - 2) * w2 + (u >> 10) - 2
+        blue[1, c], blue[2, c] = (u & 1023) << 3, (v & 1023) << 3
+        # green begins at the smallest p and the largest q: q falls from row to row of taps, so its fraction mirrors
+        p, q = x + y + shift, x - y + shift
+        first = (q >> 10) + 3
+        green[0, c] = (first + deep) * height + (p >> 10) - 2 - first
+        green[1, c], green[2, c] = (p & 1023) << 3, (1024 - (q & 1023)) << 3
 
 
-@njit(cache=True, nogil=True, fastmath={"contract"})
-def _wide_quincunx(flat: Pixels, height: int, p: int, q: int, table: Pixels) -> np.float32:
-    """6x6 taps about (p, q), likewise."""
-    first = (q >> 10) + 3
-    base = (first + height // 2) * height + (p >> 10) - 2 - first
-    return plane_taps_6(flat, base, 1 - height, table, (p & 1023) * 8, (1024 - (q & 1023)) * 8)
+@njit(cache=True, nogil=True)
+def _settle(red: Pixels, green: Pixels, blue: Pixels, kind: Kinds, seen: Flags) -> int:
+    """Which pixels (n,) have taps, and finite values in all colours (`seen`); how many."""
+    n = 0
+    for c in range(len(red)):
+        total = red[c] + green[c] + blue[c]
+        good = (total - total == np.float32(0.0)) & (kind[c] != NOT_SEEN)
+        seen[c] = good
+        n += good
+    return n
 
 
 @njit(cache=True, nogil=True, fastmath={"contract"})
@@ -181,37 +210,34 @@ def warp_bayer(
     blue and of green, or both empty. Seen: at least BAYER_REACH px inside the slab on all sides, in front of the
     tangent plane (w > 0), every tap of all three colours finite. Not seen: value 0.
     """
-    rx, ry = site
-    left, top, right, bottom = slab
-    w2, height = red.shape[1], bottom - top
+    w2, height, width = red.shape[1], slab[3] - slab[1], out.shape[2]
     r_flat, g_flat, b_flat = red.reshape(-1), green.reshape(-1), blue.reshape(-1)
-    shift, x0, y0 = CFA_UNIT * ((rx + ry + 1) % 2), CFA_UNIT * left, CFA_UNIT * top
-    low, high_x, high_y = CFA_UNIT * BAYER_REACH, CFA_UNIT * (right - left - 1), CFA_UNIT * (height - 1)
-    rim = CFA_UNIT * WIDE_REACH if wide.shape[0] > 0 else high_x + high_y
-    xs, ys, at = np.empty(out.shape[2], np.int32), np.empty(out.shape[2], np.int32), np.empty((2, out.shape[2]))
+    rim = CFA_UNIT * (WIDE_REACH if wide.shape[0] > 0 else slab[2] - slab[0] + height)
+    xs, ys, at = np.empty(width, np.int32), np.empty(width, np.int32), np.empty((2, width))
+    places, kind = np.empty((3, 3, CHUNK), np.int32), np.empty(CHUNK, np.uint8)
+    r_at, r_u, r_v = places[0, 0], places[0, 1], places[0, 2]
+    g_at, g_u, g_v = places[1, 0], places[1, 1], places[1, 2]
+    b_at, b_u, b_v = places[2, 0], places[2, 1], places[2, 2]
     for r in range(out.shape[1]):
         positions(m, lens, row0 + r, col0, CFA_UNIT, at, xs, ys)
-        for c in range(out.shape[2]):
-            x, y = np.int64(xs[c]) - x0, np.int64(ys[c]) - y0
-            good = False
-            if low <= x <= high_x - low and low <= y <= high_y - low:
-                u, v = x - CFA_UNIT * rx, y - CFA_UNIT * ry
-                ub, vb = x - CFA_UNIT * (1 - rx), y - CFA_UNIT * (1 - ry)
-                p, q = x + y + shift, x - y + shift
-                if rim <= x <= high_x - rim and rim <= y <= high_y - rim:
-                    r_value = _wide_square(r_flat, w2, u, v, wide)
-                    g_value = _wide_quincunx(g_flat, height, p, q, green_wide)
-                    b_value = _wide_square(b_flat, w2, ub, vb, wide)
-                else:
-                    r_value = _square(r_flat, w2, u, v, narrow)
-                    g_value = _quincunx(g_flat, height, p, q, narrow)
-                    b_value = _square(b_flat, w2, ub, vb, narrow)
-                total = r_value + g_value + b_value
-                good = total - total == 0.0
-                out[0, r, c], out[1, r, c], out[2, r, c] = r_value, g_value, b_value
-            seen[r, c] = good
-            if not good:
-                out[0, r, c] = out[1, r, c] = out[2, r, c] = 0.0
+        for start in range(0, width, CHUNK):
+            end = min(start + CHUNK, width)
+            _bayer_places(xs[start:end], ys[start:end], slab, site, rim, places, kind)
+            o_r, o_g, o_b = out[0, r, start:end], out[1, r, start:end], out[2, r, start:end]
+            for c in range(end - start):
+                if kind[c] == WIDE:
+                    o_r[c] = plane_taps_6(r_flat, r_at[c], w2, wide, r_u[c], r_v[c])
+                    o_g[c] = plane_taps_6(g_flat, g_at[c], 1 - height, green_wide, g_u[c], g_v[c])
+                    o_b[c] = plane_taps_6(b_flat, b_at[c], w2, wide, b_u[c], b_v[c])
+                elif kind[c] == NARROW:  # one step further in on each axis, and a table of 4 a phase
+                    o_r[c] = plane_taps_4(r_flat, r_at[c] + w2 + 1, w2, narrow, r_u[c] >> 1, r_v[c] >> 1)
+                    o_g[c] = plane_taps_4(g_flat, g_at[c] - height + 2, 1 - height, narrow, g_u[c] >> 1, g_v[c] >> 1)
+                    o_b[c] = plane_taps_4(b_flat, b_at[c] + w2 + 1, w2, narrow, b_u[c] >> 1, b_v[c] >> 1)
+            good = seen[r, start:end]
+            if _settle(o_r, o_g, o_b, kind, good) < end - start:
+                for c in range(end - start):
+                    if not good[c]:
+                        o_r[c] = o_g[c] = o_b[c] = np.float32(0.0)
 
 
 @njit(cache=True, nogil=True, fastmath={"contract"})
