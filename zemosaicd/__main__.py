@@ -1,8 +1,6 @@
 """`python -m zemosaicd`."""
 
-import sys
-
-from zemosaicd.cli import main
+from zemosaicd.cli import command
 
 if __name__ == "__main__":
-    sys.exit(main())
+    command()
