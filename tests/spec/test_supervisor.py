@@ -7,7 +7,7 @@ import socket
 import sys
 import tempfile
 import time
-from collections.abc import Iterator
+from collections.abc import Awaitable, Iterator
 from dataclasses import replace
 from pathlib import Path
 
@@ -23,6 +23,7 @@ from zemosaicd.shell.supervisor import (
     WaitingFile,
     beat,
     keep_status,
+    patiently,
     read_status,
     side_task,
     write_status,
@@ -114,6 +115,48 @@ def test_C6_life_of_a_service(keeper: Keeper) -> None:
     assert reload_line == "RELOADING=1"
     assert int(usec.removeprefix("MONOTONIC_USEC=")) >= before_us
     assert heard[-3:] == [["READY=1"], ["EXTEND_TIMEOUT_USEC=30000000"], ["STOPPING=1", "STATUS=draining"]]
+
+
+def test_C6_a_start_that_compiles_is_waited_for(keeper: Keeper) -> None:
+    """As long as the workers are not up the keeper is asked for more time, again and again, and told why; then no
+    more.
+    """
+
+    async def live() -> list[list[str]]:
+        up = asyncio.Event()
+        notifier = Notifier(keeper.address)
+        start = asyncio.create_task(patiently(notifier, _none(up.wait()), step_s=0.01))
+        heard = [await keeper.next() for _ in range(4)]
+        up.set()
+        await start
+        keeper.drain()
+        notifier.ready()
+        heard.append(await keeper.next())
+        notifier.close()
+        return heard
+
+    heard = asyncio.run(live())
+    assert heard[0] == heard[2] == ["EXTEND_TIMEOUT_USEC=30000"]
+    assert heard[1] == heard[3]
+    assert "compiled" in heard[1][0]
+    assert heard[4] == ["READY=1"]
+
+
+def test_C6_a_start_that_fails_fails(keeper: Keeper) -> None:
+    """What the workers' start raises is raised, at once."""
+
+    async def broken() -> None:
+        raise OSError("no processes left")
+
+    notifier = Notifier(keeper.address)
+    with pytest.raises(OSError, match="no processes left"):
+        asyncio.run(patiently(notifier, broken()))
+    notifier.close()
+    assert keeper.drain() == []
+
+
+async def _none(work: Awaitable[object]) -> None:
+    await work
 
 
 def test_C6_without_a_keeper_nothing_happens() -> None:

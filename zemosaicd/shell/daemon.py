@@ -39,7 +39,7 @@ from zemosaicd.shell.retention import expire_failed
 from zemosaicd.shell.sessions import SessionConfigs, host_offset_s
 from zemosaicd.shell.space import DiskGate
 from zemosaicd.shell.status import make_status
-from zemosaicd.shell.supervisor import DaemonStatus, Notifier, beat, keep_status, side_task, write_status
+from zemosaicd.shell.supervisor import DaemonStatus, Notifier, beat, keep_status, patiently, side_task, write_status
 from zemosaicd.shell.template import Template, template_of
 from zemosaicd.shell.watch import Batch, SystemClock, Watcher, WatchPolicy
 from zemosaicd.work.store import set_mode
@@ -104,7 +104,7 @@ class Daemon:
             self._log.info("daemon_started", version=__version__, pid=os.getpid(), state=str(self.layout.state))
             parts = self._build(journal, executor)
             self._listen(parts)
-            await executor.start()
+            await patiently(parts.notifier, executor.start())
             await self._serve(parts)
         finally:
             await executor.aclose(0.0)

@@ -24,6 +24,9 @@ from zemosaicd.shell.log import Logger
 SEND_TIMEOUT_S = 0.5
 BEATS_PER_INTERVAL = 4  # systemd asks for two; four leave room for a late one (F38: no gap above a quarter)
 REFRESH_S = 30.0
+START_STEP_S, LONGEST_START_S = 30.0, 1800.0
+"""While workers come up the keeper is asked for more time so often, and no longer than this: a first start ever
+compiles kernels, for half a minute on a quick processor, for minutes on a slow one that is busy."""
 
 
 class Notifier:
@@ -90,6 +93,21 @@ class Notifier:
 def _one_line(text: str) -> str:
     """A header's newline must not become a second message to systemd (F19)."""
     return re.sub(r"[\x00-\x1f\x7f-\x9f\u2028\u2029]+", " ", text)
+
+
+async def patiently(notifier: Notifier, work: Awaitable[None], step_s: float = START_STEP_S) -> None:
+    """Waits for a part of the start, and has the keeper wait as long, up to LONGEST_START_S. Raises what `work` does."""
+    task = asyncio.ensure_future(work)
+    asked_s = 0.0
+    try:
+        while not (await asyncio.wait([task], timeout=step_s))[0]:
+            if asked_s < LONGEST_START_S:
+                notifier.extend_timeout(3 * step_s)
+                notifier.status("starting: the first time kernels are compiled, which takes minutes on a slow machine")
+            asked_s += step_s
+    finally:
+        task.cancel()
+    await task
 
 
 async def beat(notifier: Notifier, probe: Callable[[], str], log: Logger) -> None:
