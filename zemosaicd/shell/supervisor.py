@@ -96,7 +96,7 @@ def _one_line(text: str) -> str:
 
 
 async def patiently(notifier: Notifier, work: Awaitable[None], step_s: float = START_STEP_S) -> None:
-    """Waits for a part of the start, and has the keeper wait as long, up to LONGEST_START_S. Raises what `work` does."""
+    """Waits for a part of the start, and has the keeper wait too, up to LONGEST_START_S. Raises what `work` does."""
     task = asyncio.ensure_future(work)
     asked_s = 0.0
     try:
