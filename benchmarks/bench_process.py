@@ -5,8 +5,10 @@
 For 20 frames, or for each number of them that is given, so that it shows how cost and memory grow. Both work on the
 same simulated frames (1080 x 1920 Bayer), cold start included, one after the other in one run. Siril (siril-cli on the
 PATH) debayers, registers and stacks with winsorised rejection; it solves nothing, grades nothing and publishes no
-coverage, so the ratio flatters it. Above 300 frames it is left out: it asks for 25 MB of disk a frame. Ours runs twice
-where Siril is there, the second time with `cleanup.cache_retention=per_tile`, which gives disk back tile by tile.
+coverage, so the ratio flatters it. Above 300 frames it is left out: it asks for 25 MB of disk a frame. What it makes is
+our master tile, so the seconds until that is there are told too, and the disk until then; the rest goes into mosaic,
+certificate, preview and report. Ours runs twice where Siril is there, the second time with
+`cleanup.cache_retention=per_tile`, which gives disk back tile by tile.
 `bytes` is what must move at least: every frame read once, its cache written and read once, and what is published.
 """
 
@@ -24,6 +26,7 @@ import threading
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass
+from datetime import datetime
 from pathlib import Path
 
 import zemosaicd
@@ -40,11 +43,21 @@ stack r_light rej 3 3 -norm=addscale -out=../stack
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Cost:
-    """What one program took."""
+    """What one program took; `disk_mb`: what it had allocated, at seconds since it began."""
 
     wall_s: float
     cpu_s: float
-    peak_disk_mb: float
+    disk_mb: tuple[tuple[float, float], ...]
+    began_s: float
+
+    @property
+    def peak_disk_mb(self) -> float:
+        """The most of it."""
+        return self.peak_until(self.wall_s)
+
+    def peak_until(self, seconds: float) -> float:
+        """The most of it in the first seconds."""
+        return max((mb for at, mb in self.disk_mb if at <= seconds), default=0.0)
 
     def line(self, name: str, frames: int) -> str:
         """One row of the table."""
@@ -56,26 +69,23 @@ class Cost:
 
 def measured(command: Sequence[str], folder: Path) -> Cost:
     """Runs a command in `folder`; disk is sampled ten times a second."""
-    before, started, peak, over = cpu_s(), time.perf_counter(), 0.0, threading.Event()
+    seen: list[tuple[float, float]] = []
+    over, base = threading.Event(), disk_mb(folder)
 
     def watch() -> None:
-        nonlocal peak
         while not over.wait(0.1):
-            peak = max(peak, disk_mb(folder))
+            seen.append((time.perf_counter() - started, disk_mb(folder) - base))
 
     watcher = threading.Thread(target=watch)
-    base = disk_mb(folder)
+    before, began_s, started = cpu_s(), time.time(), time.perf_counter()
     watcher.start()
     try:
         subprocess.run(command, cwd=folder, check=True, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
     finally:
         over.set()
         watcher.join()
-    return Cost(
-        wall_s=time.perf_counter() - started,
-        cpu_s=cpu_s() - before,
-        peak_disk_mb=max(0.0, peak - base),
-    )
+    wall_s = time.perf_counter() - started
+    return Cost(wall_s=wall_s, cpu_s=cpu_s() - before, disk_mb=tuple(seen), began_s=began_s)
 
 
 def cpu_s() -> float:
@@ -128,9 +138,14 @@ def compare(frames: int, folder: Path) -> None:
     print(f"  largest worker a phase: {told}")
     moved = frames * 3 * 2 * night.width * night.height + sum(f.stat().st_size for f in report.parent.iterdir())
     print(f"  bytes: {moved / 1e9:.2f} GB, {moved / 1e9 / ours.wall_s:.2f} GB/s")
+    tile_s = tile_there(folder / "state_run_end" / "log") - ours.began_s
+    tile_mb = ours.peak_until(tile_s)
+    print(f"  master tile: there after {tile_s:.1f} s, {tile_mb:.0f} MB of disk until then")
     if theirs is not None:
         ratios = (getattr(theirs, key) / max(1e-9, getattr(ours, key)) for key in ("wall_s", "cpu_s", "peak_disk_mb"))
         print("  Siril takes {:.2f} of our wall time, {:.2f} of our CPU, {:.1f} of our disk".format(*ratios))
+        tile = theirs.wall_s / tile_s, theirs.peak_disk_mb / max(1e-9, tile_mb)
+        print("  and {:.2f} of the time until our master tile is there, {:.1f} of our disk until then".format(*tile))
         less = process(folder, "per_tile").peak_disk_mb
         print(f"  with caches given back by tile: {less:.0f} MB of disk, {theirs.peak_disk_mb / less:.1f}")
 
@@ -142,6 +157,12 @@ def process(folder: Path, retention: str) -> Cost:
     overrides = [part for text in settings for part in ("--set", text)]
     command = [sys.executable, "-m", "zemosaicd", "process", "lights", "--output", f"out_{retention}", *overrides]
     return measured(command, folder)
+
+
+def tile_there(logs: Path) -> float:
+    """When the last master tile had been written, seconds since 1970."""
+    lines = (json.loads(line) for log in logs.iterdir() for line in log.read_text().splitlines())
+    return max(datetime.fromisoformat(x["timestamp"]).timestamp() for x in lines if x["event"] == "tile_stacked")
 
 
 if __name__ == "__main__":
