@@ -15,7 +15,7 @@ import numpy as np
 from numba import njit
 from numpy.typing import NDArray
 
-from zemosaicd.science.robust import append_steps, block_statistics, robust_spread
+from zemosaicd.science.robust import append_steps, block_statistics, kth_smallest, robust_spread
 
 Float32 = NDArray[np.float32]
 Colour = Literal["R", "G", "B"]
@@ -128,14 +128,14 @@ def _even(n: int) -> int:
 def low_and_high(plane: NDArray[np.float32], bayer: str) -> tuple[tuple[float, ...], tuple[float, ...]]:
     """25th and 90th percentile of a frame's photosites a channel, ADU, from every 32nd rows; NaN without data."""
     pixels = np.asarray(plane, np.float32)
-    low, high = [], []
+    low: list[float] = []
+    high: list[float] = []
     for own in [colour_offsets(bayer, k) for k in ("R", "G", "B")] if bayer else [((0, 0),)]:
         step = 2 if bayer else 1
         values = np.concatenate([pixels[r :: 32 * step, c::step].reshape(-1) for r, c in own])
         values = values[np.isfinite(values)]
-        pair = np.percentile(values, (25.0, 90.0)) if len(values) else (math.nan, math.nan)
-        low.append(float(pair[0]))
-        high.append(float(pair[1]))
+        for found, share in ((low, 0.25), (high, 0.9)):
+            found.append(float(kth_smallest(values, round(share * (len(values) - 1)))) if len(values) else math.nan)
     return tuple(low), tuple(high)
 
 

@@ -132,7 +132,7 @@ def _flat_cells(plane: F32) -> tuple[F32, float]:
     cells[~good] = 0.0
     every = max(1, len(cells) // NOISE_ROWS)
     some = cells[::every][good[::every]]
-    return cells, 1.4826 * float(np.median(np.abs(some))) if some.size else 0.0
+    return cells, 1.4826 * median_of(np.abs(some)) if some.size else 0.0
 
 
 @njit(cache=True, nogil=True)
@@ -178,7 +178,7 @@ def _strongest_line(unit: F32) -> tuple[float, float, float, float] | None:
     for one, cells, least in zip(score, length, (1, 2), strict=True):
         enough = cells >= least * LEAST_LENGTH * min(rows, columns)
         some = one[::4][enough[::4]]
-        spread = 1.4826 * float(np.median(np.abs(some - np.median(some))))
+        spread = 1.4826 * median_of(np.abs(some - np.float32(median_of(some)))) if some.size else 0.0
         if not spread > 0.0:
             return None
         one[:] = np.where(enough, one / spread, 0.0)

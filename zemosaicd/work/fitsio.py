@@ -281,7 +281,8 @@ def scaled(raw: NDArray[Any], cards: Mapping[str, object]) -> NDArray[np.float32
         for first in range(0, raw.size, SCALE_CHUNK):
             part = raw[first : first + SCALE_CHUNK]
             values: NDArray[np.floating] = part.astype(np.float32 if exact else np.float64)
-            values *= values.dtype.type(scale)
+            if scale != 1.0:
+                values *= values.dtype.type(scale)
             values += values.dtype.type(zero)
             if blank is not None:
                 values[part == blank] = np.nan
