@@ -156,7 +156,10 @@ def imported() -> None:
 
 def warm_up() -> None:
     """A warm-up that can be seen: leaves a file in the working directory of the worker."""
-    Path(os.environ["FAKEJOBS_WARM"]).write_text(str(os.getpid()))
+    seen = Path(os.environ["FAKEJOBS_WARM"])
+    own = seen.with_name(f"{seen.name}.{os.getpid()}")
+    own.write_text(str(os.getpid()))
+    own.replace(seen)  # several workers do it at once, and it is read whole
 
 
 def slow_warm_up() -> None:

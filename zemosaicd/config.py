@@ -14,11 +14,6 @@ from collections.abc import Iterable, Mapping
 from dataclasses import fields, replace
 from pathlib import Path
 
-import tomlkit
-import tomlkit.exceptions
-from tomlkit.container import Container
-from tomlkit.items import Table
-
 from zemosaicd.checks import RENAMED, ConfigError, Problem, Setting, apply, checked, error_of, find, keys, resolved
 from zemosaicd.model import Reason
 from zemosaicd.settings import Config
@@ -66,6 +61,11 @@ def set_value(path: Path, name: str, text: str) -> None:
 
     The file is replaced whole or not at all, and only by one that loads. Raises ConfigError.
     """
+    import tomlkit  # only here: every command waits for what a module imports
+    import tomlkit.exceptions
+    from tomlkit.container import Container
+    from tomlkit.items import Table
+
     setting = _from_override(f"{name}={text}", "config set")
     value = get_value(apply(Config(), [setting]), name)
     table, _, key = name.partition(".")

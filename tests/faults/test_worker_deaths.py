@@ -7,12 +7,15 @@ import multiprocessing
 import os
 import select
 import signal
+import socket
 import subprocess
 import sys
 import tempfile
 import time
 from collections.abc import Awaitable, Callable
+from multiprocessing import forkserver
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -236,6 +239,30 @@ def test_F9_a_killed_template_is_made_anew(tmp_path: Path) -> None:
         await let_go(job)
         assert await held == again != pid
         assert await echo == 1
+
+    with_pool(body)
+
+
+def test_F9_a_template_that_is_dying_is_made_anew(tmp_path: Path) -> None:
+    """The socket of the process that workers are forked from has gone already, its end cannot be seen yet: a job that
+    needs a worker then has one from another template."""
+
+    async def body(pool: Pool, deaths: list[tuple[Job, Death]]) -> None:
+        (job,) = holds(tmp_path, 1)
+        held = asyncio.create_task(pool.run(job))
+        pid = await begun(job)
+        server: Any = forkserver._forkserver  # type: ignore[attr-defined]
+        dying = server._forkserver_pid
+        gone = tempfile.mktemp(dir=Path(server._forkserver_address).parent)
+        with socket.socket(socket.AF_UNIX) as listener:
+            listener.bind(gone)
+        Path(server._forkserver_address).unlink()
+        server._forkserver_address = gone
+        os.kill(pid, signal.SIGKILL)
+        again = await begun(job)
+        await let_go(job)
+        assert await held == again != pid
+        assert server._forkserver_pid != dying
 
     with_pool(body)
 

@@ -58,14 +58,12 @@ class Template:
             forkserver.ensure_running()
 
     def wait(self) -> None:
-        """Returns when it is warm; in any thread. OSError or EOFError if it died."""
-        first = self.context.Process(target=os.getpid)  # anything short
+        """Returns when it is warm, which is when it forks; in any thread. OSError or EOFError if it died."""
         try:
             with _nameless():
-                first.start()
+                self.context.Process(target=os.getpid).start()  # anything short; nobody waits for its end
         except TypeError as error:  # stopped while it was asked: its descriptors are None
             raise EOFError from error
-        first.join()
 
     def stop(self) -> None:
         """Ends it, and any worker that is left; at once, whatever it does."""
@@ -151,7 +149,11 @@ class _Popen(popen_forkserver.Popen):
 
     def __init__(self, process: BaseProcess) -> None:
         self._reading = threading.Lock()
-        super().__init__(process)
+        try:
+            super().__init__(process)
+        except ConnectionRefusedError as error:  # it is dying, its socket went first: the next one asks a new one
+            forkserver._forkserver._stop()  # type: ignore[attr-defined]
+            raise EOFError from error
 
     def poll(self, flag: int = os.WNOHANG) -> int | None:
         """The exit code, or None if there is none yet."""
