@@ -280,11 +280,13 @@ def scaled(raw: NDArray[Any], cards: Mapping[str, object]) -> NDArray[np.float32
     with np.errstate(over="ignore", invalid="ignore"):
         for first in range(0, raw.size, SCALE_CHUNK):
             part = raw[first : first + SCALE_CHUNK]
-            values: NDArray[np.floating] = part.astype(np.float32 if exact else np.float64)
+            values: NDArray[np.floating] = out[first : first + SCALE_CHUNK] if exact else np.empty(part.size)
+            values[...] = part
             if scale != 1.0:
                 values *= values.dtype.type(scale)
             values += values.dtype.type(zero)
             if blank is not None:
                 values[part == blank] = np.nan
-            out[first : first + SCALE_CHUNK] = values
+            if not exact:
+                out[first : first + SCALE_CHUNK] = values
     return out
