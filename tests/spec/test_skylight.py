@@ -101,6 +101,24 @@ def test_no_illumination_is_claimed_where_there_is_none(seed: int) -> None:
     assert not light.used
 
 
+def test_a_frame_with_data_in_one_line_spoils_no_other() -> None:
+    """All that is known of a frame lies in one column of blocks, which determines no plane: it gets its level, to 1 %,
+    and no slope but the group's own; the others get what they would have had, to 1 ADU of 1,000.
+    """
+    night = Night(24)
+    whole, _ = night.solved()
+    blocks = night.frames[3].blocks
+    beside = np.arange(COLUMNS) != 3
+    level = np.where(beside, np.float32(np.nan), blocks.level)
+    night.frames[3] = replace(night.frames[3], blocks=replace(blocks, level=level))
+    planes, light = night.solved()
+    assert light.used
+    assert planes[3].level == pytest.approx(whole[3].level, rel=0.01)
+    assert max(np.abs(planes[3].slope_x).max(), np.abs(planes[3].slope_y).max()) < 0.1
+    others = [i for i in range(24) if i != 3]
+    assert max(np.abs(planes[i].level - whole[i].level).max() for i in others) < 1.0
+
+
 @pytest.mark.parametrize("seed", range(5))
 def test_few_frames_show_no_illumination(seed: int) -> None:
     """Of seven frames the halves may agree by chance: the illumination is left alone rather than guessed."""

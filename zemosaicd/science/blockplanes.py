@@ -109,9 +109,12 @@ def fit_planes(value: F64, weight: F64, basis: F64, planes: F64, off: F64) -> No
 
 @njit(cache=True, nogil=True)
 def _fit_plane(value: F64, weight: F64, basis: F64, plane: F64, off: F64) -> None:
-    """Robust plane (3,) through a frame's blocks (m,), and their residuals over their noise; NaN level without data."""
+    """Robust plane (3,) through a frame's blocks (m,), and their residuals over their noise; NaN level without data.
+
+    Where they determine no plane, their median level and no slope.
+    """
     good = np.flatnonzero(weight > 0.0)
-    if len(good) < LEAST_BLOCKS:  # too few for a slope
+    if not _own_plane(value, weight, basis, np.zeros((3, 3)), np.zeros(3)):
         plane[0] = np.median(value[good]) if len(good) > 0 else np.nan
         for b in good:
             off[b] = (value[b] - plane[0]) * math.sqrt(weight[b])
@@ -128,7 +131,7 @@ def _fit_plane(value: F64, weight: F64, basis: F64, plane: F64, off: F64) -> Non
                     normal[p, q] += w * basis[b, p] * basis[b, q]
         determinant = _cofactors(normal, inverse)
         for p in range(3):
-            plane[p] = (inverse[p] * right).sum() / determinant if determinant != 0.0 else np.inf
+            plane[p] = (inverse[p] * right).sum() / determinant
         for j in range(len(good)):
             b = good[j]
             there = basis[b, 0] * plane[0] + basis[b, 1] * plane[1] + basis[b, 2] * plane[2]
