@@ -77,6 +77,33 @@ def test_transparency_is_told_apart_by_channel() -> None:
     assert scales[1].transparency == pytest.approx((1.0, 0.9, 0.8), rel=0.005)
 
 
+def night_of_haze(n: int, noise: float, stars: int = 200) -> list[StarList]:
+    """n frames of one field, whose stars share an error of colour a frame, and blue fades by 0.2 % a frame."""
+    rng = np.random.default_rng(5)
+    x, y = rng.uniform(0, 400, stars), rng.uniform(0, 400, stars)
+    flux, tint = 3000 * (1 + rng.pareto(1.5, stars)), rng.uniform(0.3, 1.5, (3, stars))
+    lists = []
+    for i in range(n):
+        haze, odd = (1.0, 1.0, 1.0 - 0.002 * i), np.exp(rng.normal(0, noise, 3)) if i else (0.98, 1.0, 1.03)
+        light = [flux * c * k * o for c, k, o in zip(tint, haze, odd, strict=True)]
+        lists.append(coloured(star_list(x, y, light[1] / odd[1]), *light))
+    return lists
+
+
+def test_the_colour_of_the_reference_is_told_by_its_neighbours_too() -> None:
+    """A reference whose colours are measured 2 and 3 % off is told so by the frames after it, through haze."""
+    scales = frame_scales(night_of_haze(30, 0.004), [WCS] * 30, 0)
+    assert scales[0].transparency == pytest.approx((0.98, 1.0, 1.03), abs=0.006)
+    found = np.array([s.transparency for s in scales])
+    wanted = np.array([(1.0, 1.0, 1.0 - 0.002 * i) for i in range(30)])
+    assert np.abs(found[1:] / wanted[1:] - 1.0).mean() < 0.006
+
+
+def test_too_few_neighbours_do_not_tell_the_colour_of_the_reference() -> None:
+    """Of seven frames it is what the reference says."""
+    assert frame_scales(night_of_haze(7, 0.004), [WCS] * 7, 0)[0].transparency == (1.0, 1.0, 1.0)
+
+
 def test_a_channel_that_few_stars_tell_goes_with_all_light() -> None:
     """Without three stars in a channel it has the transparency of the others; with five noisy ones, most of it."""
     x, y = np.linspace(20, 380, 5), np.linspace(50, 300, 5)
