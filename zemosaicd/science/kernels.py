@@ -71,15 +71,14 @@ def kriging_table(fwhm: float, curvature: float) -> Pixels:
     """
     offsets, phases = np.arange(-2.0, 4.0), np.arange(PHASES + 1) / PHASES
     twice = 2.0 * 2.0 * (fwhm / (2.0 * math.sqrt(2.0 * math.log(2.0)))) ** 2
-    covariance = np.exp(-((offsets[:, np.newaxis] - offsets) ** 2) / twice) + 1e-3 * np.eye(6)
-    weights = np.empty((PHASES + 1, 6))
-    for k, phase in enumerate(phases):
-        d = offsets - phase
-        trend = np.stack([np.ones(6), d, d**2, d**3])
-        system = np.block([[covariance, trend.T], [trend, np.zeros((4, 4))]])
-        wanted = np.concatenate([np.exp(-(d**2) / twice), [1.0, 0.0, curvature, 0.0]])
-        weights[k] = np.linalg.solve(system, wanted)[:6]
-    return _flat(weights)
+    d = offsets - phases[:, np.newaxis]
+    trend = np.stack([np.ones_like(d), d, d**2, d**3], axis=1)
+    system = np.zeros((PHASES + 1, 10, 10))
+    system[:, :6, :6] = np.exp(-((offsets[:, np.newaxis] - offsets) ** 2) / twice) + 1e-3 * np.eye(6)
+    system[:, 6:, :6], system[:, :6, 6:] = trend, trend.transpose(0, 2, 1)
+    wanted = np.zeros((PHASES + 1, 10, 1))
+    wanted[:, :6, 0], wanted[:, 6:, 0] = np.exp(-(d**2) / twice), (1.0, 0.0, curvature, 0.0)
+    return _flat(np.asarray(np.linalg.solve(system, wanted)[:, :6, 0], np.float64))
 
 
 def _flat(weights: Numbers) -> Pixels:

@@ -7,6 +7,7 @@ what was judged good falls onto the window once more, by photosites.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -24,7 +25,7 @@ from zemosaicd.science.injection import Light, with_star
 from zemosaicd.science.kernels import Box
 from zemosaicd.science.lattices import Levels
 from zemosaicd.science.normalise import Normalise, Weights, levels_of, weights_of
-from zemosaicd.science.resample import NOISE_GAIN, NOTHING, Kernel, Source, resample, source_box
+from zemosaicd.science.resample import NOISE_GAIN, NOTHING, USUAL_FWHM_PX, Kernel, Source, resample, source_box
 from zemosaicd.work.jobs import StackSettings
 from zemosaicd.work.store import NpyPlane
 
@@ -63,13 +64,15 @@ class Member:
         m = np.array(self.matrix).reshape(3, 3) @ np.array([[1.0, 0.0, left], [0.0, 1.0, top], [0.0, 0.0, 1.0]])
         return [np.concatenate([np.array([t.a, t.b, t.c]) @ m, [t.half_width_px], m[2]]) for t in self.trails]
 
-    def into(self, window: Box, kernel: Kernel, values: NDArray[np.float32], seen: NDArray[np.bool_]) -> None:
-        """Fills values (C, h, w) and seen (h, w) with what this frame saw of a window of the grid."""
+    def into(
+        self, window: Box, kernel: Kernel, fwhm_px: float, values: NDArray[np.float32], seen: NDArray[np.bool_]
+    ) -> None:
+        """Fills values (C, h, w) and seen (h, w) with what this frame saw of a window of the grid (resample)."""
         source = self._source(window, self._repaired)
         if source is None:
             values[...], seen[...] = 0.0, False
         else:
-            resample(source, self.matrix, window, kernel=kernel, into=(values, seen))
+            resample(source, self.matrix, window, kernel=kernel, fwhm_px=fwhm_px, into=(values, seen))
 
     def onto(self, window: Box, drops: Drops, codes: NDArray[np.uint8], weights: F64, variance: F64) -> None:
         """Drops what this frame saw of a window of the grid onto it, hot pixels left out (Drops.add)."""
@@ -142,8 +145,8 @@ class Room:
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
 class Stack:
-    """All that a window of a tile is made from; n frames, C channels. `weights` (n, C) float64; `pixfrac`: side of a
-    drop in grid pixels, 0 for no drizzle.
+    """All that a window of a tile is made from; n frames, C channels. `weights` (n, C) float64; `fwhm_px`: the frames'
+    median; `pixfrac`: side of a drop in grid pixels, 0 for no drizzle.
     """
 
     spec: TileSpec
@@ -152,6 +155,7 @@ class Stack:
     noise: combine.NoiseModel
     rule: combine.Rule
     kernel: Kernel
+    fwhm_px: float = math.nan
     pixfrac: float = 0.0
 
     def window(self, rows: tuple[int, int], columns: tuple[int, int], room: Room | None = None) -> combine.Combined:
@@ -162,7 +166,7 @@ class Stack:
         height, width = rows[1] + sum(halo), columns[1] + sum(side)
         samples, seen, codes = (room or Room()).of(len(self.members), self.spec.channels, height, width)
         for i, member in enumerate(self.members):
-            member.into((left, top, left + width, top + height), self.kernel, samples[i], seen[i])
+            member.into((left, top, left + width, top + height), self.kernel, self.fwhm_px, samples[i], seen[i])
         lines = [(i, line) for i, member in enumerate(self.members) for line in member.lines(left, top)]
         made = combine.combine(
             samples, seen, self.weights, self.rule, self.noise, halo=halo, side=side, lines=lines, scratch=codes
@@ -201,6 +205,7 @@ def stack_of(plan: Plan, spec: TileSpec, frames: Sequence[FramePlan], settings: 
     levels = [levels_of(frame, reference, Normalise(settings.normalise)) for frame in frames]
     gain = np.array([level.gain for level in levels])
     variance = (np.array([f.noise_adu for f in frames], np.float64) * gain) ** 2
+    fwhm_px = np.array([f.fwhm_px for f in frames], np.float64)
     photon = np.array([f.photon_adu for f in frames], np.float64) * gain
     members = [
         Member(
@@ -219,7 +224,7 @@ def stack_of(plan: Plan, spec: TileSpec, frames: Sequence[FramePlan], settings: 
     return Stack(
         spec=spec,
         members=members,
-        weights=weights_of(Weights(settings.weights), variance, np.array([f.fwhm_px for f in frames])),
+        weights=weights_of(Weights(settings.weights), variance, fwhm_px),
         noise=combine.NoiseModel(variance=variance, photon=photon, pedestal=np.array(reference.sky_adu, np.float64)),
         rule=combine.Rule(
             method=combine.Method(settings.rejection),
@@ -229,6 +234,7 @@ def stack_of(plan: Plan, spec: TileSpec, frames: Sequence[FramePlan], settings: 
             kernel_gain=NOISE_GAIN[kernel],
         ),
         kernel=kernel,
+        fwhm_px=float(np.median(fwhm_px[known])) if (known := np.isfinite(fwhm_px)).any() else math.nan,
     )
 
 
@@ -274,7 +280,7 @@ def rehearse() -> None:
     )  # fmt: skip
     samples, seen, codes = Room().of(n, 3, side, side)
     for i in range(n):
-        frame.into((0, 0, side, side), Kernel.KRIGING, samples[i], seen[i])
+        frame.into((0, 0, side, side), Kernel.KRIGING, USUAL_FWHM_PX, samples[i], seen[i])
     noise = combine.NoiseModel(variance=np.ones((n, 3)), photon=np.ones((n, 3)), pedestal=np.zeros(3))
     lines = [(0, line) for line in frame.lines(0, 0)]
     combine.combine(samples, seen, np.ones((n, 3)), combine.Rule(), noise, lines=lines, scratch=codes)
