@@ -62,8 +62,9 @@ RED_BLUE_FWHM = 1.45
 """In steps of 2 px: stars of 2.9 px."""
 RED_BLUE_CURVATURES = ((1.9, 0.17), (2.07, 0.13), (2.39, 0.06), (2.82, -0.006), (3.2, -0.039), (4.07, -0.045))
 """FWHM of the frames as Phase 1 measures it (median, px), and the curvature with which red and blue stars on the stack
-have green's flux within 1.8 FWHM, to 0.3 %: of simulated nights of 50 frames. One curvature for all, -0.05, gave 0.3 %
-too much at 3.2 px, 1.1 at 2.8, 3.5 at 2.4 and 6.6 at 2.1, where stars fall between the photosites."""
+have green's flux within 1.8 times the FWHM that their light has, over an annulus, to 0.3 %: of simulated nights of 50
+frames. One curvature for all, -0.05, gave 0.3 % too much at 3.2 px, 1.1 at 2.8, 3.5 at 2.4 and 6.6 at 2.1, where stars
+fall between the photosites. Wider circles have less of such red and blue stars, by 2 % at 2.4 px."""
 USUAL_FWHM_PX = 3.2
 GREEN_FWHM, PLANE_FWHM = 2.05, 2.9
 """The same stars in steps of sqrt 2 and of 1 px, which are fine enough to need no sharpening."""
