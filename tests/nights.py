@@ -31,8 +31,8 @@ import numpy as np
 from astropy.io import fits
 
 from zemosaicd import cli
+from zemosaicd.core import lifecycle
 from zemosaicd.core.lifecycle import SessionState
-from zemosaicd.shell.daemon import outcomes
 from zemosaicd.shell.journal import Journal
 from zemosaicd.shell.layout import Layout
 from zemosaicd.shell.template import kernels_of
@@ -212,10 +212,10 @@ class Place:
             return {}
         reader = Journal.open_readonly(journal)
         try:
-            names = [row.session for row in reader.all_sessions()]
+            names = sorted(row.session for row in reader.all_sessions())
+            return {name: lifecycle.fold(name, reader.events_of(name)) for name in names}
         finally:
             reader.close()
-        return outcomes(journal, set(names))
 
     def at_rest(self, count: int = 1) -> bool:
         """There are so many sessions, and nothing is due to any of them."""

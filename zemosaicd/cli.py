@@ -190,13 +190,13 @@ def _process(options: argparse.Namespace) -> int:
 async def _process_folder(
     config: Config, log: Any, template: Template | None, folder: str, *, split: bool
 ) -> dict[str, SessionState]:
-    from zemosaicd.shell.daemon import Daemon, Once, outcomes
+    from zemosaicd.shell.daemon import Daemon, Once
 
     daemon = Daemon(config, log, once=Once(folder=folder, split=split), template=template)
     await daemon.run()
     if daemon.interrupted:
         raise Interrupted(_reason("interrupted", "interrupted; call it again, and it goes on where it was"))
-    return outcomes(daemon.layout.journal, daemon.touched)
+    return daemon.outcomes
 
 
 def _tell_outcomes(states: dict[str, SessionState], folder: str) -> int:

@@ -70,7 +70,7 @@ class Parts:
 
 
 class Daemon:
-    """One run over one state folder. `touched`: the sessions that `process` worked on, once it has ended. `template`:
+    """One run over one state folder. `outcomes`: the sessions that `process` worked on, once they rest. `template`:
     what workers are forked from, if it has been begun already.
     """
 
@@ -80,7 +80,7 @@ class Daemon:
     ) -> None:  # fmt: skip
         self.config = config
         self.layout = Layout(state=Path(config.paths.state), output=Path(config.paths.output))
-        self.touched: set[str] = set()
+        self.outcomes: dict[str, SessionState] = {}
         self.interrupted = False
         self.state = "starting"
         self._log = log
@@ -269,17 +269,18 @@ class Daemon:
         await parts.watcher.run(partial(self._deliver, parts))
         folder, below = self._once.folder, engine.journal.sessions_below(self._once.folder)
         whole = not self._once.split
-        self.touched = {n for n, s in intake.scopes.items() if s.whole_folder == folder or (not whole and n in below)}
+        ours = sorted(n for n, s in intake.scopes.items() if s.whole_folder == folder or (not whole and n in below))
         if whole:
-            for name in sorted(self.touched):
+            for name in ours:
                 await self._follow_folder(parts, engine.load(name))
-        open_now = sorted(self.touched)
+        open_now = ours
         while open_now:
             for name in open_now:
                 await self._close(parts, name, CloseCause.PROCESS)
-            await engine.wait_for(lambda: all(engine.at_rest(n) or not engine.load(n).closed for n in self.touched))
+            await engine.wait_for(lambda: all(engine.at_rest(n) or not engine.load(n).closed for n in ours))
             # Of a run that was cut off a revision may have been under way; what came since makes the next one (F28).
-            open_now = [name for name in sorted(self.touched) if not engine.at_rest(name)]
+            open_now = [name for name in ours if not engine.at_rest(name)]
+        self.outcomes = {name: engine.load(name) for name in ours}
 
     async def _follow_folder(self, parts: Parts, state: SessionState) -> None:
         """`process` makes one session of all that DIR holds *now*: what was taken out goes, a new session.toml holds.
@@ -408,12 +409,3 @@ def _watching(config: Config, *, once: bool) -> tuple[IntakeRules, WatchPolicy]:
         settle_s=watch.settle_s, give_up_s=watch.give_up_s, ignore=watch.ignore, marker=config.session.marker
     )
     return rules, WatchPolicy(scan_s=watch.scan_s, polling=watch.polling, once=once)
-
-
-def outcomes(journal_path: Path, sessions: set[str]) -> dict[str, SessionState]:
-    """The states of sessions after a run, folded from its journal."""
-    reader = Journal.open_readonly(journal_path)
-    try:
-        return {name: lifecycle.fold(name, reader.events_of(name)) for name in sorted(sessions)}
-    finally:
-        reader.close()

@@ -32,7 +32,7 @@ from zemosaicd.core.supertiles import super_spec
 from zemosaicd.model import FramePlan, Grid, LogNote, MosaicSpec, Plan, Reason, SessionFailed
 from zemosaicd.science.coadd import Slab, Sums
 from zemosaicd.science.placement import place
-from zemosaicd.science.preview import block_mean, quality, stretch
+from zemosaicd.science.preview import Quality, block_mean, quality, stretch
 from zemosaicd.science.sixtaps import lanczos_table
 from zemosaicd.science.tilesolve import TileCorrection, TileSolution, solve_tiles
 from zemosaicd.science.tilestars import character, darkest_level, gaps
@@ -84,7 +84,7 @@ def make_mosaic(job: MakeMosaic) -> PhaseMade:
             coadd, even = second_pass(coadd, threads)
         with write_fits(Path(job.mosaic), images_of(job, spec, coadd), overwrite=True) as writer:
             small = add_all(coadd, writer, threads)
-            shown = pool.submit(_show, job, small)
+            shown, measured = pool.submit(_show, job, small), pool.submit(quality, small)
             sharp = [t.character.fwhm_px / t.scale for t in tiles if math.isfinite(t.character.fwhm_px)]
             sharpness = float(np.median(sharp)) if sharp else math.nan
             counts = MODES[plan.mode].counts_frames
@@ -92,7 +92,8 @@ def make_mosaic(job: MakeMosaic) -> PhaseMade:
             seams = seam_figures(solution, tiles, {n for n, _ in job.supers})
             writer.describe("", certificate_cards(certificate, seams, tiles))
             writer.table("FRAMES", frames_table(coadd.frames, tiles))
-        picture = shown.result()
+        shown.result()
+        picture = _picture_figures(measured.result())
     figures = {
         "width": grid.width,
         "height": grid.height,
@@ -187,17 +188,20 @@ def _photometry(solution: TileSolution, tiles: Sequence[Tile]) -> dict[str, Any]
 # --- Phase 6 -------------------------------------------------------------------------------------------------------
 
 
-def _show(job: MakeMosaic, small: F32) -> dict[str, Any]:
-    """Writes the preview, if one is wanted; what is to be said of the picture."""
-    if job.settings.preview:
-        picture = stretch(small, job.settings.preview_max_px)
-        ordered = cv2.cvtColor(picture, cv2.COLOR_RGB2BGR) if picture.shape[2] == 3 else picture
-        done, data = cv2.imencode(".png", ordered)
-        if not done:
-            raise SessionFailed(Reason(rule="preview", message="the preview could not be encoded"))
-        with publish(Path(job.preview), overwrite=True) as file:
-            file.write(data.tobytes())
-    q = quality(small)
+def _show(job: MakeMosaic, small: F32) -> None:
+    """Writes the preview, if one is wanted."""
+    if not job.settings.preview:
+        return
+    picture = stretch(small, job.settings.preview_max_px)
+    ordered = cv2.cvtColor(picture, cv2.COLOR_RGB2BGR) if picture.shape[2] == 3 else picture
+    done, data = cv2.imencode(".png", ordered)
+    if not done:
+        raise SessionFailed(Reason(rule="preview", message="the preview could not be encoded"))
+    with publish(Path(job.preview), overwrite=True) as file:
+        file.write(data.tobytes())
+
+
+def _picture_figures(q: Quality) -> dict[str, Any]:
     return {"sky_adu": q.sky, "noise_adu": q.noise, "unevenness_adu": q.unevenness, "filled": q.filled}
 
 
