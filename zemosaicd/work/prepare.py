@@ -116,7 +116,7 @@ def rehearse() -> None:
     pixels = 300.0 + (y * 7919.0 + x * 104729.0) % 61.0  # noise enough for every rule
     for k in range(REHEARSED_STARS):
         across, down = 13.0 + (k * 89) % (REHEARSED_PX - 26), 13.0 + (k * 41) % (REHEARSED_PX - 26)
-        pixels += (800.0 + 90.0 * k) * np.exp(-((x - across) ** 2 + (y - down) ** 2) / 3.0)
+        pixels += (800.0 + 90.0 * k) * np.exp(-((x[:1] - across) ** 2) / 3.0) * np.exp(-((y[:, :1] - down) ** 2) / 3.0)
     facts = FrameFacts(width=REHEARSED_PX, height=REHEARSED_PX, bayer="GRBG")
     frame = _repaired(pixels.astype(np.float32), FrameId("rehearsal"), facts, None)
     _measured(frame, _sky(frame))
