@@ -66,7 +66,7 @@ def lattice_value(
 
 
 TAPS = {
-    "kriging": (kriging(1.45, -0.04), kriging(2.05, 0.0), kriging(2.9, 0.0)),
+    "kriging": (kriging(1.45, -0.05), kriging(2.05, 0.0), kriging(2.9, 0.0)),
     "lanczos3": (lanczos3, lanczos3, lanczos3),
     "catmull_rom": (cubic_taps, cubic_taps, cubic_taps),
 }

@@ -60,11 +60,11 @@ NOISE_GAIN = {Kernel.KRIGING: 0.8, Kernel.LANCZOS3: 0.8, Kernel.CATMULL_ROM: 0.6
 """Variance of an interpolated sample over that of a pixel, mean over the phases in two dimensions."""
 RED_BLUE_FWHM = 1.45
 """In steps of 2 px: stars of 2.9 px."""
-RED_BLUE_CURVATURES = ((1.9, 0.17), (2.07, 0.13), (2.39, 0.06), (2.82, -0.006), (3.2, -0.039), (4.07, -0.045))
+RED_BLUE_CURVATURES = ((1.9, 0.14), (2.07, 0.105), (2.39, 0.025), (2.82, -0.03), (3.2, -0.05))
 """FWHM of the frames as Phase 1 measures it (median, px), and the curvature with which red and blue stars on the stack
-have green's flux within 1.8 times the FWHM that their light has, over an annulus, to 0.3 %: of simulated nights of 50
-frames. One curvature for all, -0.05, gave 0.3 % too much at 3.2 px, 1.1 at 2.8, 3.5 at 2.4 and 6.6 at 2.1, where stars
-fall between the photosites. Wider circles have less of such red and blue stars, by 2 % at 2.4 px."""
+come nearest to green's flux: it lies between what circles of 1.8 times that FWHM want, and of 1.8 times the FWHM that
+the light has. On simulated nights of 50 frames the latter say 0.2 % too much at 3.2 px, 0.6 at 2.8 and 1.2 at 2.4, the
+former 1 % too little; one curvature for all, -0.05, had 1.1 % too much at 2.8 px, 3.5 at 2.4 and 6.6 at 2.1."""
 USUAL_FWHM_PX = 3.2
 GREEN_FWHM, PLANE_FWHM = 2.05, 2.9
 """The same stars in steps of sqrt 2 and of 1 px, which are fine enough to need no sharpening."""
