@@ -14,8 +14,8 @@ from numpy.typing import NDArray
 from tests import oracles
 from zemosaicd.science.coadd import REACH, Slab, Sums
 from zemosaicd.science.coverage import edge_weight
+from zemosaicd.science.kernels import lanczos_table, table_of
 from zemosaicd.science.placement import Placement, place
-from zemosaicd.science.sixtaps import lanczos_table, table_of
 from zemosaicd.science.tilesolve import TileCorrection
 
 F32 = NDArray[np.float32]

@@ -25,14 +25,17 @@ from numba import njit
 from numpy.typing import NDArray
 
 from zemosaicd.science.easing import NO_EASE, Ease, ease_of
+from zemosaicd.science.kernels import PHASES
 from zemosaicd.science.placement import Placement
-from zemosaicd.science.sixtaps import LANES, PHASES, taps
+from zemosaicd.science.taps import LANES, plane_taps_6
 from zemosaicd.science.tilesolve import TileCorrection
 
 Pixels = NDArray[np.float32]
 Numbers = NDArray[np.float64]
 
 COLUMNS = 128
+FLOATS = LANES[6]
+"""Of a row of the kernel's table."""
 OUTSIDE, EDGE, INSIDE = 0, 1, 2
 REACH = 3
 """Rows and columns that the kernel needs round a position."""
@@ -227,9 +230,8 @@ def _interpolate(
     for i in range(start, end):
         x, y = place[0, i], place[1, i]
         ix, iy = int(x), int(y)
-        column = np.uint64(LANES * int((x - ix) * PHASES + 0.5))
-        row = np.uint64(LANES * int((y - iy) * PHASES + 0.5))
-        value = taps(flat, np.uint64(corner + iy * width + ix), np.uint64(width), table, row, column)
+        column, row = FLOATS * int((x - ix) * PHASES + 0.5), FLOATS * int((y - iy) * PHASES + 0.5)
+        value = plane_taps_6(flat, corner + iy * width + ix, width, table, column, row)
         found[k, i] = value
         good = good and least <= value < np.inf
     return good

@@ -12,6 +12,7 @@ Weights come from tables of 1024 phases (nearest), a row of taps a phase.
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 
 import numpy as np
 from numba import njit
@@ -55,9 +56,13 @@ def keys_table(a: float) -> Pixels:
 
 def lanczos_table() -> Pixels:
     """Flat float32 table of Lanczos-3 weights (Duchon 1979), of sum 1: 6 taps (offsets -2 to 3) a phase."""
-    f = np.arange(PHASES + 1, dtype=np.float64)[:, np.newaxis] / PHASES
-    t = f - np.arange(-2, 4)
-    weight = np.where(np.abs(t) < 3.0, np.sinc(t) * np.sinc(t / 3.0), 0.0)
+    return table_of(lambda d: np.asarray(np.sinc(d) * np.sinc(d / 3.0)))
+
+
+def table_of(kernel: Callable[[Numbers], Numbers]) -> Pixels:
+    """The same of any kernel of distances in px that reaches 3 px."""
+    d = np.abs(np.arange(PHASES + 1, dtype=np.float64)[:, np.newaxis] / PHASES - np.arange(-2, 4))
+    weight = np.where(d < 3.0, kernel(d), 0.0)
     weight = np.where(np.abs(weight) < 1e-12, 0.0, weight)
     return _flat(weight / weight.sum(axis=1, keepdims=True))
 

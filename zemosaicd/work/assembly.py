@@ -31,9 +31,9 @@ from zemosaicd.core.modes import MODES
 from zemosaicd.core.supertiles import super_spec
 from zemosaicd.model import FramePlan, Grid, LogNote, MosaicSpec, Plan, Reason, SessionFailed
 from zemosaicd.science.coadd import Slab, Sums
+from zemosaicd.science.kernels import lanczos_table
 from zemosaicd.science.placement import place
 from zemosaicd.science.preview import Quality, block_mean, quality, stretch
-from zemosaicd.science.sixtaps import lanczos_table
 from zemosaicd.science.tilesolve import TileCorrection, TileSolution, solve_tiles
 from zemosaicd.science.tilestars import character, darkest_level, gaps
 from zemosaicd.work.certificate import certify

@@ -18,9 +18,9 @@ from zemosaicd.model import FramePlan, Grid
 from zemosaicd.science.coadd import REACH, Slab, Sums
 from zemosaicd.science.combine import HALO
 from zemosaicd.science.easing import NO_EASE, Ease
+from zemosaicd.science.kernels import lanczos_table
 from zemosaicd.science.outliers import Judgement
 from zemosaicd.science.preview import block_mean
-from zemosaicd.science.sixtaps import lanczos_table
 from zemosaicd.science.tilesolve import TileCorrection
 from zemosaicd.work.fitswrite import FitsWriter
 from zemosaicd.work.framecount import FrameCount

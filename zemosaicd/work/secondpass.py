@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 
 from zemosaicd.science.coadd import Sums
 from zemosaicd.science.easing import BLOCK_PX, Share, block_sums, blurred, eased, shares_of, steepness
-from zemosaicd.science.sixtaps import lanczos_table
+from zemosaicd.science.kernels import lanczos_table
 from zemosaicd.work.coadding import Coadd, TileRows
 
 F64 = NDArray[np.float64]

@@ -29,8 +29,8 @@ from zemosaicd.core.modes import MODES, Mode
 from zemosaicd.core.supertiles import super_spec
 from zemosaicd.model import FramePlan, LogNote, Plan, Reason, TileFailed, TileSpec
 from zemosaicd.science.coadd import Sums
+from zemosaicd.science.kernels import lanczos_table
 from zemosaicd.science.outliers import Judgement
-from zemosaicd.science.sixtaps import lanczos_table
 from zemosaicd.science.supers import SuperBand, halo_of, merge
 from zemosaicd.science.tilesolve import TileCorrection, solve_tiles
 from zemosaicd.work.coadding import TileRows
