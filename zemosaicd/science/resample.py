@@ -70,6 +70,7 @@ GREEN_FWHM, PLANE_FWHM = 2.05, 2.9
 """The same stars in steps of sqrt 2 and of 1 px, which are fine enough to need no sharpening."""
 
 
+@cache
 def curvature_of(fwhm_px: float) -> float:
     """Curvature of the kriging kernel for red and blue of frames of this FWHM, px; in steps of 1/200, each a table."""
     known, curvatures = np.array(RED_BLUE_CURVATURES).T
@@ -215,7 +216,8 @@ def source_box(
         lambda p: high_y * p[2] - p[1],
     )
     for keeps in sides:
-        outline = _cut(outline, keeps)
+        if min(map(keeps, outline), default=0.0) <= 0.0:  # else all of it is kept, as most windows' outlines are
+            outline = _cut(outline, keeps)
     if not outline:
         return NOTHING
     halo = (WIDE_REACH if bayer else PIXEL_REACH) + 1 + math.ceil(shift)

@@ -106,8 +106,9 @@ class Member:
         pixels = np.ascontiguousarray(self.plane.rows(top, bottom)[:, left:right])
         if self.star is not None:
             pixels = with_star(pixels, (left, top), self.bayer, self.star)
-        rows, columns = np.divmod(self.fixed, self.width)
-        here = (rows >= top) & (rows < bottom) & (columns >= left) & (columns < right)
+        first, last = np.searchsorted(self.fixed, (top * self.width, bottom * self.width))
+        rows, columns = np.divmod(self.fixed[first:last], self.width)
+        here = (columns >= left) & (columns < right)
         return pixels, (rows[here] - top) * (right - left) + columns[here] - left
 
     def _repaired(self, box: Box) -> NDArray[Any]:
