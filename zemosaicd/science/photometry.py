@@ -71,7 +71,8 @@ def frame_scales(stars: Sequence[StarList], solutions: Sequence[Wcs], reference:
         at = np.array(known) - reference
         middle = _at_zero(at, np.array([offsets[i] for i in known]))
         for i in known:
-            result[i] = replace(result[i], transparency=tuple(result[i].transparency[0] * np.exp(offsets[i] - middle)))
+            each = result[i].transparency[0] * np.exp(offsets[i] - middle)
+            result[i] = replace(result[i], transparency=tuple(each.tolist()))
     return tuple(result)
 
 

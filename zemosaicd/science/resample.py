@@ -15,7 +15,7 @@ import math
 from collections.abc import Callable
 from dataclasses import dataclass
 from enum import StrEnum
-from functools import cache
+from functools import cache, lru_cache
 
 import numpy as np
 from numpy.typing import NDArray
@@ -70,13 +70,12 @@ GREEN_FWHM, PLANE_FWHM = 2.05, 2.9
 """The same stars in steps of sqrt 2 and of 1 px, which are fine enough to need no sharpening."""
 
 
-@cache
+@lru_cache(maxsize=64)
 def curvature_of(fwhm_px: float) -> float:
     """Curvature of the kriging kernel for red and blue of frames of this FWHM, px; in steps of 1/200, each a table."""
     known, curvatures = np.array(RED_BLUE_CURVATURES).T
-    return (
-        round(200.0 * float(np.interp(fwhm_px if math.isfinite(fwhm_px) else USUAL_FWHM_PX, known, curvatures))) / 200.0
-    )
+    found = np.interp(fwhm_px if math.isfinite(fwhm_px) else USUAL_FWHM_PX, known, curvatures)
+    return round(200.0 * float(found)) / 200.0
 
 
 @cache
