@@ -101,16 +101,11 @@ def cpu_s() -> float:
 def disk_mb(folder: Path | str) -> float:
     """Megabytes allocated below a folder."""
     total = 0.0
-    try:
-        with os.scandir(folder) as entries:
-            for entry in entries:
-                if entry.is_dir(follow_symlinks=False):
-                    total += disk_mb(entry.path)
-                else:
-                    with suppress(FileNotFoundError):
-                        total += entry.stat(follow_symlinks=False).st_blocks * 512 / 1e6
-    except FileNotFoundError:  # gone since it was seen
-        return total
+    with suppress(FileNotFoundError), os.scandir(folder) as entries:
+        for entry in entries:
+            with suppress(FileNotFoundError):  # gone since it was seen
+                inside = entry.is_dir(follow_symlinks=False)
+                total += disk_mb(entry.path) if inside else entry.stat(follow_symlinks=False).st_blocks * 512 / 1e6
     return total
 
 

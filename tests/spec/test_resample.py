@@ -15,7 +15,7 @@ from zemosaicd.model import Distortion
 from zemosaicd.science.distortion import ideal, recorded
 from zemosaicd.science.kernels import Box
 from zemosaicd.science.lattices import Levels
-from zemosaicd.science.resample import NOTHING, RED_SITE, Kernel, Source, resample, source_box
+from zemosaicd.science.resample import NOTHING, RED_SITE, Kernel, Source, curvature_of, resample, source_box
 from zemosaicd.science.stars import find_stars, shape
 from zemosaicd.sphere import Matrix, apply_plane, ideal_pixel, inverse, recorded_pixel
 
@@ -270,24 +270,23 @@ def test_F30_a_constant_source_stays_constant() -> None:
     assert np.abs(found[seen] - 1234.5).max() < 1e-3
 
 
-def star_field_at(places: np.ndarray, x: float, y: float, fwhm: float) -> np.ndarray:
+def star(dx: np.ndarray, dy: np.ndarray, fwhm: float) -> np.ndarray:
+    """Light of a star of height 1 at distances (n,) of columns and (m,) of rows: Moffat, beta 3.5."""
     core = fwhm / (2.0 * math.sqrt(2.0 ** (1 / 3.5) - 1.0))
-    return (1.0 + ((places - x) ** 2 + (places[:, np.newaxis] - y) ** 2) / core**2) ** -3.5
+    return (1.0 + (dx**2 + dy[:, np.newaxis] ** 2) / core**2) ** -3.5
 
 
 def star_field(height: int, width: int, stars: list[tuple[float, float]], fwhm: float) -> np.ndarray:
-    y, x = np.mgrid[0:height, 0:width]
-    core = fwhm / (2.0 * math.sqrt(2.0 ** (1 / 3.5) - 1.0))
-    return sum((1.0 + ((x - sx) ** 2 + (y - sy) ** 2) / core**2) ** -3.5 for sx, sy in stars)  # Moffat, beta 3.5
+    return sum(star(np.arange(width) - sx, np.arange(height) - sy, fwhm) for sx, sy in stars)
 
 
 def star_field_of_pixels(height: int, width: int, stars: list[tuple[float, float]], fwhm: float) -> np.ndarray:
     """The same, a star by a star, and as pixels see it: means of 5 x 5 places."""
     light = np.zeros((height, width))
-    places = (np.arange(5) - 2.0) / 5.0
+    places = (np.arange(40)[:, np.newaxis] + (np.arange(5) - 2.0) / 5.0).ravel()
     for sx, sy in stars:
         left, top = int(sx) - 20, int(sy) - 20
-        fine = star_field_at((np.arange(40)[:, np.newaxis] + places).ravel(), sx - left, sy - top, fwhm)
+        fine = star(places - (sx - left), places - (sy - top), fwhm)
         light[top : top + 40, left : left + 40] += fine.reshape(40, 5, 40, 5).mean(axis=(1, 3))
     return light
 
@@ -340,7 +339,9 @@ def test_red_and_blue_keep_greens_flux_at_any_sharpness(fwhm: float, close: floa
     light = star_field_of_pixels(840, 840, stars, fwhm)
     measured = shape(find_stars((10000.0 * light + rng.normal(500.0, 3.0, light.shape)).astype(np.float32), "GRBG"))[0]
     source = Source(pixels=(10000.0 * light).astype(np.float32), bayer="GRBG")
-    found, _ = pixels_last(source, turn(0.3, 0.37, -0.81), (0, 0, 840, 840), fwhm_px=measured)
+    found, _ = pixels_last(
+        source, turn(0.3, 0.37, -0.81), (0, 0, 840, 840), curvature=curvature_of(np.array([measured]))
+    )
     y, x = np.mgrid[0:840, 0:840]
     flux = []
     for sx, sy in (apply_plane(inverse(turn(0.3, 0.37, -0.81)), *star) for star in stars):

@@ -7,7 +7,6 @@ what was judged good falls onto the window once more, by photosites.
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -25,7 +24,16 @@ from zemosaicd.science.injection import Light, with_star
 from zemosaicd.science.kernels import Box
 from zemosaicd.science.lattices import Levels
 from zemosaicd.science.normalise import Normalise, Weights, levels_of, weights_of
-from zemosaicd.science.resample import NOISE_GAIN, NOTHING, USUAL_FWHM_PX, Kernel, Source, resample, source_box
+from zemosaicd.science.resample import (
+    NOISE_GAIN,
+    NOTHING,
+    USUAL_CURVATURE,
+    Kernel,
+    Source,
+    curvature_of,
+    resample,
+    source_box,
+)
 from zemosaicd.work.jobs import StackSettings
 from zemosaicd.work.store import NpyPlane
 
@@ -65,14 +73,14 @@ class Member:
         return [np.concatenate([np.array([t.a, t.b, t.c]) @ m, [t.half_width_px], m[2]]) for t in self.trails]
 
     def into(
-        self, window: Box, kernel: Kernel, fwhm_px: float, values: NDArray[np.float32], seen: NDArray[np.bool_]
+        self, window: Box, kernel: Kernel, curvature: float, values: NDArray[np.float32], seen: NDArray[np.bool_]
     ) -> None:
         """Fills values (C, h, w) and seen (h, w) with what this frame saw of a window of the grid (resample)."""
         source = self._source(window, self._repaired)
         if source is None:
             values[...], seen[...] = 0.0, False
         else:
-            resample(source, self.matrix, window, kernel=kernel, fwhm_px=fwhm_px, into=(values, seen))
+            resample(source, self.matrix, window, kernel=kernel, curvature=curvature, into=(values, seen))
 
     def onto(self, window: Box, drops: Drops, codes: NDArray[np.uint8], weights: F64, variance: F64) -> None:
         """Drops what this frame saw of a window of the grid onto it, hot pixels left out (Drops.add)."""
@@ -146,8 +154,8 @@ class Room:
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
 class Stack:
-    """All that a window of a tile is made from; n frames, C channels. `weights` (n, C) float64; `fwhm_px`: the frames'
-    median; `pixfrac`: side of a drop in grid pixels, 0 for no drizzle.
+    """All that a window of a tile is made from; n frames, C channels. `weights` (n, C) float64; `curvature`: of
+    the kernel (resample); `pixfrac`: side of a drop in grid pixels, 0 for no drizzle.
     """
 
     spec: TileSpec
@@ -156,7 +164,7 @@ class Stack:
     noise: combine.NoiseModel
     rule: combine.Rule
     kernel: Kernel
-    fwhm_px: float = math.nan
+    curvature: float = USUAL_CURVATURE
     pixfrac: float = 0.0
 
     def window(self, rows: tuple[int, int], columns: tuple[int, int], room: Room | None = None) -> combine.Combined:
@@ -167,7 +175,7 @@ class Stack:
         height, width = rows[1] + sum(halo), columns[1] + sum(side)
         samples, seen, codes = (room or Room()).of(len(self.members), self.spec.channels, height, width)
         for i, member in enumerate(self.members):
-            member.into((left, top, left + width, top + height), self.kernel, self.fwhm_px, samples[i], seen[i])
+            member.into((left, top, left + width, top + height), self.kernel, self.curvature, samples[i], seen[i])
         lines = [(i, line) for i, member in enumerate(self.members) for line in member.lines(left, top)]
         made = combine.combine(
             samples, seen, self.weights, self.rule, self.noise, halo=halo, side=side, lines=lines, scratch=codes
@@ -235,7 +243,7 @@ def stack_of(plan: Plan, spec: TileSpec, frames: Sequence[FramePlan], settings: 
             kernel_gain=NOISE_GAIN[kernel],
         ),
         kernel=kernel,
-        fwhm_px=float(np.median(fwhm_px[known])) if (known := np.isfinite(fwhm_px)).any() else math.nan,
+        curvature=curvature_of(fwhm_px),
     )
 
 
@@ -281,7 +289,7 @@ def rehearse() -> None:
     )  # fmt: skip
     samples, seen, codes = Room().of(n, 3, side, side)
     for i in range(n):
-        frame.into((0, 0, side, side), Kernel.KRIGING, USUAL_FWHM_PX, samples[i], seen[i])
+        frame.into((0, 0, side, side), Kernel.KRIGING, USUAL_CURVATURE, samples[i], seen[i])
     noise = combine.NoiseModel(variance=np.ones((n, 3)), photon=np.ones((n, 3)), pedestal=np.zeros(3))
     lines = [(0, line) for line in frame.lines(0, 0)]
     combine.combine(samples, seen, np.ones((n, 3)), combine.Rule(), noise, lines=lines, scratch=codes)

@@ -207,7 +207,7 @@ def _mean(stack: members.Stack, top: int, width: int) -> tuple[F64, NDArray[np.b
     seen, everywhere = np.empty((BLOCK_PX, width), np.bool_), np.ones((BLOCK_PX, width), np.bool_)
     total = np.zeros(values.shape)
     for member in stack.members:
-        member.into(window, stack.kernel, stack.fwhm_px, values, seen)
+        member.into(window, stack.kernel, stack.curvature, values, seen)
         total += np.where(seen, values, 0.0)
         everywhere &= seen
     return total / len(stack.members), everywhere
