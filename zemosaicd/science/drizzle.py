@@ -91,7 +91,7 @@ class Drops:
         levels, pixels = source.levels or Levels.plain(source.channels), np.ascontiguousarray(source.usable())
         if source.bayer:
             planes = np.empty((1, *pixels.shape), np.float32)
-            level_cfa(pixels, source.corner, colours, levels.middle, levels.radius, levels.table(), planes[0])
+            level_cfa(pixels, source.corner, colours, levels.middle, levels.radius, levels.table, planes[0])
         else:
             planes = np.asarray(level_slab(pixels, source.box, None, levels))
         at = (window[0], window[1])

@@ -13,7 +13,7 @@ row q + h // 2, column y = p - q, so that steps along p are neighbours in memory
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import numpy as np
 from numba import njit
@@ -42,6 +42,13 @@ class Levels:
     illumination: Numbers
     middle: tuple[float, float]
     radius: float
+    table: Numbers = field(init=False)
+    """(C, 9) for the kernels: gain, zero, sky, slopes, bowl, illumination."""
+
+    def __post_init__(self) -> None:
+        columns = [self.gain, self.zero, self.sky, self.slope_x, self.slope_y, self.bowl]
+        table = np.ascontiguousarray(np.column_stack([*columns, self.illumination]), np.float64)
+        object.__setattr__(self, "table", table)
 
     @classmethod
     def plain(cls, channels: int) -> Levels:
@@ -51,11 +58,6 @@ class Levels:
             gain=one, zero=nothing, sky=nothing, slope_x=nothing, slope_y=nothing, bowl=nothing,
             illumination=np.zeros((channels, ILLUMINATION_TERMS)), middle=(0.0, 0.0), radius=1.0,
         )  # fmt: skip
-
-    def table(self) -> Numbers:
-        """(C, 9) for the kernels: gain, zero, sky, slopes, bowl, illumination."""
-        columns = [self.gain, self.zero, self.sky, self.slope_x, self.slope_y, self.bowl]
-        return np.ascontiguousarray(np.column_stack([*columns, self.illumination]), np.float64)
 
 
 # Python would have to raise at a division by 0, and so no loop with a division would run on vectors.
@@ -147,7 +149,7 @@ def level_slab(
     raw: NDArray[np.generic], slab: Box, site: tuple[int, int] | None, levels: Levels
 ) -> tuple[Pixels, Pixels, Pixels] | Pixels:
     """A slab (h, w) or (C, h, w) of raw numbers, levelled: the three arrays of a CFA, or float32 (C, h, w)."""
-    table, corner, pixels = levels.table(), (slab[0], slab[1]), np.ascontiguousarray(raw)
+    table, corner, pixels = levels.table, (slab[0], slab[1]), np.ascontiguousarray(raw)
     if site is not None:
         arrays = bayer_arrays(*pixels.shape)
         level_bayer(pixels, corner, site, levels.middle, levels.radius, table, *arrays)

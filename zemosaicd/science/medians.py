@@ -2,9 +2,9 @@
 
 Up to NETWORK_FRAMES the samples of a block of LANES pixels go through Batcher's merge exchange (Knuth, TAOCP 5.2.2 M),
 pruned to the two middle outputs; missing samples are spread as alternating +inf and -inf, which keeps the median in the
-middle. Beyond, the middle is found by counting: samples at or below a trial value are counted for all pixels of a block
-at once and the value is moved until half of them lie below it, which costs a fixed number of passes over the samples,
-so that time grows as the number of frames. Both are exact.
+middle. Beyond, the middle is found by counting: samples at or below a trial value, at first the middle of FEW of them,
+are counted for all pixels of a block at once, and the value is moved until the middle is next to it, which takes about
+eight passes over the samples, so that time grows as the number of frames. Both are exact.
 
 Arrays of a window: samples float32 (n, C, R, W), one number a frame, channel, row and column; codes uint8 (n, R, W), a
 bit a channel (1 << k: rejected in channel k), GROWN and UNSEEN for all channels. A sample is kept where its code has
@@ -29,26 +29,27 @@ UNSEEN, GROWN = np.uint8(128), np.uint8(64)
 MOST_CHANNELS = 6
 LANES = 512
 NETWORK_FRAMES = 128
-PASSES = 24
+FEW, PASSES = 32, 24
 
 
 @lru_cache(maxsize=16)
 def median_network(n: int) -> Integers:
-    """Compare-exchanges (P, 2) that put the two middle values of n (odd n: the middle one and its lower) in place."""
-    if n > NETWORK_FRAMES:
-        return np.zeros((0, 2), np.int64)
+    """Compare-exchanges (P, 2) that put the two middle values of n (odd n: the middle one and its lower) in place; of
+    more than NETWORK_FRAMES, those that sort a sample of FEW of them.
+    """
+    count = n if n <= NETWORK_FRAMES else FEW
     pairs: list[tuple[int, int]] = []
-    top = 1 << max(0, (n - 1).bit_length() - 1)
+    top = 1 << max(0, (count - 1).bit_length() - 1)
     p = top
     while p > 0:
         q, r, d = top, 0, p
         while True:
-            pairs += [(i, i + d) for i in range(n - d) if i & p == r]
+            pairs += [(i, i + d) for i in range(count - d) if i & p == r]
             if q == p:
                 break
             d, q, r = q - p, q >> 1, p
         p >>= 1
-    needed, kept = {max(0, n // 2 - 1), n // 2}, []
+    needed, kept = {max(0, n // 2 - 1), n // 2} if count == n else set(range(FEW)), []
     for a, b in reversed(pairs):
         if a in needed or b in needed:
             needed |= {a, b}
@@ -102,78 +103,106 @@ def _count(work: Pixels, lanes: int, trial: Pixels, count: Counts) -> None:
 
 
 @njit(cache=True, nogil=True)
-def _beside(work: Pixels, lanes: int, trial: Pixels, below: Pixels, above: Pixels) -> None:
-    """The largest sample at or below the trial value, and the smallest above it."""
-    below[:lanes], above[:lanes] = -np.inf, np.inf
+def _largest(work: Pixels, lanes: int, trial: Pixels, first: Pixels, second: Pixels) -> None:
+    """The two largest samples at or below the trial value."""
+    first[:lanes], second[:lanes] = -np.inf, -np.inf
     for i in range(work.shape[0]):
         line = work[i]
         for j in range(lanes):
-            v, t = line[j], trial[j]
-            lower = v if v <= t else np.float32(-np.inf)
-            upper = np.float32(np.inf) if v <= t else v
-            below[j] = lower if lower > below[j] else below[j]
-            above[j] = upper if upper < above[j] else above[j]
+            v = line[j] if line[j] <= trial[j] else np.float32(-np.inf)
+            less = v if v < first[j] else first[j]
+            first[j] = v if v > first[j] else first[j]
+            second[j] = less if less > second[j] else second[j]
 
 
 @njit(cache=True, nogil=True)
-def _start(work: Pixels, j: int) -> np.float32:
-    """A value near the middle of lane j: the median of five of its samples."""
-    n = work.shape[0]
-    a, b, c = work[n // 10, j], work[3 * n // 10, j], work[n // 2, j]
-    d, e = work[7 * n // 10, j], work[9 * n // 10, j]
-    low, high = max(min(a, b), min(c, d)), min(max(a, b), max(c, d))
-    return np.float32(max(min(e, low), min(max(e, low), high)))
-
-
-@njit(cache=True, nogil=True)
-def _span(work: Pixels, lanes: int, low: Pixels, high: Pixels) -> None:
-    """The smallest and largest finite value of each lane."""
-    low[:lanes], high[:lanes] = np.inf, -np.inf
+def _smallest(work: Pixels, lanes: int, trial: Pixels, first: Pixels, second: Pixels) -> None:
+    """The two smallest samples above the trial value."""
+    first[:lanes], second[:lanes] = np.inf, np.inf
     for i in range(work.shape[0]):
         line = work[i]
         for j in range(lanes):
-            v = line[j]
-            real = abs(v) < np.float32(np.inf)
-            low[j] = v if real and v < low[j] else low[j]
-            high[j] = v if real and v > high[j] else high[j]
+            v = np.float32(np.inf) if line[j] <= trial[j] else line[j]
+            more = v if v > first[j] else first[j]
+            first[j] = v if v < first[j] else first[j]
+            second[j] = more if more < second[j] else second[j]
 
 
 @njit(cache=True, nogil=True)
-def _search(work: Pixels, lanes: int, missing: Counts, middle_low: Pixels, middle_high: Pixels) -> None:
-    """The two middle samples of each lane by counting: the trial value moves until as many lie below it as should."""
+def _first_trial(work: Pixels, lanes: int, network: Integers, few: Pixels, trial: Pixels, step: Pixels) -> None:
+    """From FEW samples of each lane, spread evenly: their upper middle, and how much the value rises from one of all
+    samples to the next (a guess, which is doubled as long as it does not suffice)."""
     n = work.shape[0]
-    low, high, trial = np.empty(lanes, np.float32), np.empty(lanes, np.float32), np.empty(lanes, np.float32)
-    few, many = np.zeros(lanes, np.int32), np.full(lanes, n, np.int32)
-    count, wanted = np.empty(lanes, np.int32), np.empty(lanes, np.int32)
-    _span(work, lanes, low, high)
+    for i in range(FEW):
+        few[i, :lanes] = work[(2 * i + 1) * n // (2 * FEW), :lanes]
+    _exchange(few, lanes, network)
     for j in range(lanes):
-        start = _start(work, j)
-        trial[j] = start if low[j] <= start <= high[j] else np.float32(0.5) * (low[j] + high[j])
-        wanted[j] = missing[j] // 2 + max(0, n - missing[j] - 1) // 2 + 1
-    for step in range(PASSES):
+        trial[j] = few[FEW // 2, j]
+        rise = (few[3 * FEW // 4, j] - few[FEW // 4, j]) * np.float32(2.0 / n)
+        step[j] = rise if np.isfinite(rise) and rise > 0.0 else max(abs(trial[j]), np.float32(1.0)) * np.float32(1e-6)
+
+
+@njit(cache=True, nogil=True)
+def _move(
+    step_number: int, lanes: int, count: Counts, least: Counts, most: Counts, bounds: tuple[Pixels, Pixels],
+    ranks: tuple[Counts, Counts], step: Pixels, trial: Pixels,
+) -> int:  # fmt: skip
+    """The next trial value of each lane whose count is not from `least` to `most`; how many there are of these.
+
+    Within its bounds in proportion to the samples between them, every third time in the middle; without two bounds
+    yet, by `step` a sample.
+    """
+    (low, high), (few, many) = bounds, ranks
+    halve, left = step_number > 2 and step_number % 3 == 2, 0
+    for j in range(lanes):
+        c, wanted = count[j], np.float32(0.5) * np.float32(least[j] + most[j])
+        under, over = c < least[j], c > most[j]
+        low[j], few[j] = trial[j] if under else low[j], c if under else few[j]
+        high[j], many[j] = trial[j] if over else high[j], c if over else many[j]
+        share = (wanted - np.float32(few[j])) / np.float32(max(1, many[j] - few[j]))
+        between = low[j] + (high[j] - low[j]) * (np.float32(0.5) if halve else share)
+        beyond = trial[j] + (wanted - np.float32(c)) * step[j]
+        step[j] *= np.float32(2.0)
+        closed = (low[j] > -np.inf) & (high[j] < np.inf)
+        trial[j] = (between if closed else beyond) if under | over else trial[j]
+        left += under | over
+    return left
+
+
+@njit(cache=True, nogil=True)
+def _search(
+    work: Pixels, lanes: int, network: Integers, missing: Counts, middle_low: Pixels, middle_high: Pixels
+) -> None:
+    """The two middle samples of each lane by counting: the trial value moves until they are among the two samples on
+    either side of it."""
+    n = work.shape[0]
+    few, near = np.empty((FEW, lanes), np.float32), np.empty((4, lanes), np.float32)
+    trial, step = np.empty(lanes, np.float32), np.empty(lanes, np.float32)
+    low, high = np.full(lanes, -np.inf, np.float32), np.full(lanes, np.inf, np.float32)
+    least, most, count = np.empty(lanes, np.int32), np.empty(lanes, np.int32), np.empty(lanes, np.int32)
+    below, above = np.zeros(lanes, np.int32), np.full(lanes, n, np.int32)
+    _first_trial(work, lanes, network, few, trial, step)
+    for j in range(lanes):
+        wanted = missing[j] // 2 + max(0, n - missing[j] - 1) // 2 + 1  # the rank of the lower one
+        odd = (n - missing[j]) % 2
+        least[j], most[j] = (wanted - 1 - odd, wanted + 1) if missing[j] < n else (0, n)
+    for number in range(PASSES):
         _count(work, lanes, trial, count)
-        open_lanes = 0
-        for j in range(lanes):
-            if count[j] == wanted[j] or missing[j] == n:
-                continue
-            open_lanes += 1
-            if count[j] < wanted[j]:
-                low[j], few[j] = trial[j], count[j]
-            else:
-                high[j], many[j] = trial[j], count[j]
-            share = (wanted[j] - 0.5 - few[j]) / max(1, many[j] - few[j])
-            share = 0.5 if step % 3 == 2 else min(max(share, 0.1), 0.9)
-            trial[j] = low[j] + (high[j] - low[j]) * np.float32(share)
-        if open_lanes == 0:
+        if _move(number, lanes, count, least, most, (low, high), (below, above), step, trial) == 0:
             break
-    _beside(work, lanes, trial, middle_low, middle_high)
+    _largest(work, lanes, trial, near[1], near[0])
+    _smallest(work, lanes, trial, near[2], near[3])
     for j in range(lanes):
-        found = n - missing[j]
-        if count[j] != wanted[j] and found > 0:  # ties, or a gap that the steps did not hit
+        if missing[j] == n:
+            middle_low[j], middle_high[j] = 0.0, 0.0
+        elif least[j] <= count[j] <= most[j]:
+            odd = (n - missing[j]) % 2
+            at = most[j] - count[j]  # of `near`, the lower one
+            middle_low[j], middle_high[j] = near[at, j], near[min(3, at + 1 - odd), j]
+        else:  # ties
             ordered = np.sort(work[:, j])
-            middle_low[j], middle_high[j] = ordered[wanted[j] - 1], ordered[missing[j] // 2 + found // 2]
-        elif found % 2 == 1:
-            middle_high[j] = middle_low[j]
+            first, found = missing[j] // 2, n - missing[j]
+            middle_low[j], middle_high[j] = ordered[first + (found - 1) // 2], ordered[first + found // 2]
 
 
 @njit(cache=True, nogil=True)
@@ -184,7 +213,7 @@ def middle_two(work: Pixels, lanes: int, network: Integers, missing: Counts, low
     """
     n = work.shape[0]
     if n > NETWORK_FRAMES:
-        _search(work, lanes, missing, low, high)
+        _search(work, lanes, network, missing, low, high)
         return
     _exchange(work, lanes, network)
     for j in range(lanes):

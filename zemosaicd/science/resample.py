@@ -15,7 +15,7 @@ import math
 from collections.abc import Callable
 from dataclasses import dataclass
 from enum import StrEnum
-from functools import cache
+from functools import cache, lru_cache
 
 import numpy as np
 from numpy.typing import NDArray
@@ -195,6 +195,7 @@ def resample(
     return values, seen
 
 
+@lru_cache(maxsize=8)  # who cuts the box asks, and so does `resample`, which makes sure
 def source_box(
     matrix: Matrix, window: Box, width: int, height: int, *, bayer: bool = False, distortion: Distortion | None = None
 ) -> Box:
