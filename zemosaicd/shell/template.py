@@ -7,6 +7,7 @@ pass it by (M14), and the first of a process begins with what that has imported.
 
 from __future__ import annotations
 
+import ast
 import fcntl
 import os
 import shutil
@@ -114,7 +115,7 @@ def _forked() -> Iterator[None]:
 
 
 def _fork(_path: bytes, arguments: Sequence[str], descriptors: Sequence[int]) -> int:
-    """The process id of what runs `python ... -c CODE` with these descriptors and no others."""
+    """The process id of what runs `python ... -c "...; main(...)"` with these descriptors and no others."""
     if (pid := os.fork()) != 0:
         return pid
     code = 1
@@ -123,13 +124,26 @@ def _fork(_path: bytes, arguments: Sequence[str], descriptors: Sequence[int]) ->
             if number > 2 and number not in descriptors:
                 with suppress(OSError):  # the one that listed them
                     os.close(number)
-        exec(arguments[-1], {"__name__": "__main__"})
+        given, named = _call_of(arguments[-1])
+        forkserver.main(*given, **named)
     except SystemExit:
         code = 0
     except BaseException:  # noqa: BLE001 - as an interpreter would end
         sys.excepthook(*sys.exc_info())
     finally:
         os._exit(code)
+
+
+def _call_of(code: str) -> tuple[list[Any], dict[str, Any]]:
+    """What the fork server's program calls its `main` with."""
+    last = ast.parse(code).body[-1]
+    if not (isinstance(last, ast.Expr) and isinstance(last.value, ast.Call)):
+        raise ValueError(f"no call at the end of {code!r}")
+    named: dict[str, Any] = {}
+    for word in last.value.keywords:
+        value = ast.literal_eval(word.value)
+        named |= value if word.arg is None else {word.arg: value}
+    return [ast.literal_eval(argument) for argument in last.value.args], named
 
 
 @contextmanager
