@@ -5,6 +5,8 @@ from __future__ import annotations
 import asyncio
 import multiprocessing
 import os
+import subprocess
+import sys
 import tempfile
 from collections.abc import Awaitable, Callable, Iterator
 from pathlib import Path
@@ -257,6 +259,38 @@ def test_a_pool_that_is_closed_while_it_warms_up_leaves_nothing() -> None:
     for warming in (False, True):
         asyncio.run(whole(warming))
         assert not children()
+
+
+FIRST_AND_SECOND = """
+import os
+from multiprocessing import forkserver
+from zemosaicd.shell.template import Template
+
+def started(template):
+    template.start()
+    template.wait()
+    pid = forkserver._forkserver._forkserver_pid
+    same = open(f"/proc/{pid}/cmdline").read() == open("/proc/self/cmdline").read()
+    return same, mine.name in [os.readlink(f"/proc/{pid}/fd/{n}") for n in os.listdir(f"/proc/{pid}/fd")]
+
+template = Template()
+with open(__file__) as mine:
+    print(*started(template))
+    template.stop()
+    import numpy
+    print(*started(template))
+    template.stop()
+"""
+
+
+def test_the_first_template_of_a_program_is_a_fork_of_it(tmp_path: Path) -> None:
+    """It begins with what the program has imported, and without its files; once numpy is there, which has read its
+    settings, a new one is a program of its own."""
+    script = tmp_path / "program.py"
+    script.write_text(FIRST_AND_SECOND)
+    environment = os.environ | {"PYTHONPATH": str(Path(__file__).parents[2])}
+    made = subprocess.run([sys.executable, script], env=environment, capture_output=True, text=True, timeout=60)
+    assert made.stdout.split("\n")[:2] == ["True False", "False False"], made.stderr
 
 
 def test_F8_a_template_without_room_is_tried_again(short: Path, monkeypatch: pytest.MonkeyPatch) -> None:
