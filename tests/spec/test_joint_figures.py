@@ -103,6 +103,15 @@ def test_phase2_differential_refraction_leaves_no_trace() -> None:
     assert worst < 0.03
 
 
+@pytest.mark.parametrize("zenith_deg", [(20.0, 50.0), (50.0, 65.0)])
+def test_phase2_few_rough_stars_share_how_refraction_drifts(zenith_deg: tuple[float, float]) -> None:
+    """25 stars tell no frame's stretch, a night of them tells how it changes: they are tied as if there were none."""
+    made = night(stars=25, rough=True, frames=50, zenith_deg=zenith_deg)
+    median, worst = errors(made, solved(made))
+    assert median < 0.05
+    assert worst < 0.2
+
+
 def test_phase2_scales_are_told_apart_only_where_they_differ() -> None:
     """Frames of one scale share it to the last digit; two scales in a session keep to themselves."""
     alike = night(stars=25, rough=True)

@@ -1,9 +1,11 @@
 """How alike the frames of a camera are: one scale and no stretch, unless the session shows otherwise.
 
 A frame of few stars tells its own scale badly, and its stretch (differential refraction, a flexing mount: up to some
-1e-4) worse. Each is therefore held to the camera's by as much as the frames' own values scatter beyond their errors:
-random effects with the variance estimated from the session (DerSimonian & Laird 1986, Controlled Clinical Trials 7,
-177). Nothing to see: held fast. A drift, or a change of scale in mid-session: left as free as that asks for.
+1e-4) worse. What the atmosphere and the cold do to them they do slowly: each is held to a curve through the session's
+frames, in their order, of as many terms as pay (Schwarz 1978, Annals of Statistics 6, 461), and to that by as much as
+the frames' own values scatter about it beyond their errors: random effects with the variance estimated from the session
+(DerSimonian & Laird 1986, Controlled Clinical Trials 7, 177). Nothing to see: held fast, to one scale and no stretch. A
+change of scale in mid-session, or what no curve follows: left as free as that asks for.
 """
 
 from __future__ import annotations
@@ -18,6 +20,11 @@ from zemosaicd.science.normal import FRAME_UNKNOWNS, squares
 LOUD_SIGMA = 2.0
 """Standard deviations of chi^2 above its mean from which a scatter is real."""
 GAP_SIGMA = 5.0
+MOST_TERMS = 5
+"""Of a curve, beside its mean: a stretch turns twice as fast as the vertical does against the sky."""
+FRAMES_A_TERM, PRICE = 5, 3.0
+"""Frames that a term of the curve needs, and its price in those of Schwarz: frames of many panels, each bent a little
+by the lens, are no drift."""
 MIN_STARS = 4
 
 
@@ -32,11 +39,11 @@ def shapes_seen(fit: Fit, seen: Sightings) -> Shapes:
     mean, weight = np.zeros_like(value), np.zeros_like(value)
     for camera in np.unique(fit.frames.camera):
         mine = np.flatnonzero(fit.frames.camera == camera)
-        for column, known in enumerate((None, 0.0, 0.0)):
+        for column, centred in enumerate((False, True, True)):
             for group in _alike(value[mine, column], variance[mine, column]):
-                chosen = mine[group]
+                chosen = mine[np.sort(group)]
                 mean[chosen, column], weight[chosen, column] = _held(
-                    value[chosen, column], variance[chosen, column], known
+                    chosen.astype(np.float64), value[chosen, column], variance[chosen, column], centred
                 )
     return Shapes(mean, weight)
 
@@ -48,18 +55,37 @@ def _alike(value: F64, variance: F64) -> list[I64]:
     return np.split(order, np.flatnonzero(gap) + 1)
 
 
-def _held(value: F64, variance: F64, known: float | None) -> tuple[float, float]:
-    """Mean of some frames (unless it is known), and the weight, px^-2, that holds each of them to it."""
+def _held(time: F64, value: F64, variance: F64, centred: bool) -> tuple[F64, float]:
+    """The curve (n,) that some frames' values follow, and the weight, px^-2, that holds each of them to it; `centred`:
+    their mean is 0, whatever they say."""
     told = np.isfinite(variance) & (variance > 0)
-    expected = int(told.sum()) - (known is None)
-    if expected < 1:
-        return (known, HELD) if known is not None else (0.0, 0.0)
+    count, fewest = int(told.sum()), 0 if centred else 1
+    if count <= fewest:
+        return np.zeros(len(value), np.float64), HELD if centred else 0.0
+    first, last = time[told].min(), time[told].max()
+    place = np.clip(2 * (time - first) / max(last - first, 1.0) - 1, -1.0, 1.0)  # no curve says what lies beyond
+    terms: F64 = np.polynomial.legendre.legvander(place, MOST_TERMS)[:, 1 - fewest :]
     w, v = 1 / variance[told], value[told]
-    mean = known if known is not None else float((w * v).sum() / w.sum())
-    excess = float((w * (v - mean) ** 2).sum()) - expected
-    if excess < LOUD_SIGMA * math.sqrt(2 * expected):
+    best, price = fewest, math.inf
+    for q in range(fewest, min(fewest + MOST_TERMS, count // FRAMES_A_TERM) + 1):
+        cost = _misfit(terms[told, :q], w, v)[1] + q * PRICE * math.log(count)
+        best, price = (q, cost) if cost < price else (best, price)
+    design = terms[told, :best]
+    coefficients, misfit = _misfit(design, w, v)
+    mean = terms[:, :best] @ coefficients
+    excess = misfit - (count - best)
+    if excess < LOUD_SIGMA * math.sqrt(2 * (count - best)):
         return mean, HELD
-    return mean, float(w.sum() - ((w**2).sum() / w.sum() if known is None else 0.0)) / excess
+    known = design.T @ (design * w[:, None])
+    used = float(np.trace(np.linalg.solve(known, design.T @ (design * (w**2)[:, None])))) if best else 0.0
+    return mean, (float(w.sum()) - used) / excess
+
+
+def _misfit(design: F64, w: F64, v: F64) -> tuple[F64, float]:
+    """Coefficients of a weighted fit, and its chi^2."""
+    root = np.sqrt(w)
+    coefficients = np.asarray(np.linalg.lstsq(design * root[:, None], v * root, rcond=None)[0], np.float64)
+    return coefficients, float((w * (v - design @ coefficients) ** 2).sum())
 
 
 def _told(fit: Fit, seen: Sightings) -> tuple[F64, F64]:
