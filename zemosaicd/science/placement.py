@@ -12,6 +12,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import lru_cache
 
 import numpy as np
 from numba import njit
@@ -30,6 +31,8 @@ STEPS_PX = (16, 8, 4, 2)
 MAX_ERROR_PX = 0.01
 WIDE_ERROR_PX = 1e-3
 """The same where the grid is that of a wide mosaic: what its own bends add to a tile."""
+NODES_KEPT = 64
+"""Of so many images, those that were asked for last: hundreds of tiles make a mosaic, a few at a time."""
 WHOLE_PX = 1.0 / 2048
 """An image as near as this to the grid's own pixels, everywhere, lies on them: half a phase of the kernels' tables."""
 
@@ -39,10 +42,10 @@ class Placement:
     """An image of `width` x `height` pixels on a grid.
 
     `box`: the window of the grid outside which the image is not seen. `shift`: the image's pixel (x, y) is the grid's
-    (x + shift[0], y + shift[1]), exactly; None: it is interpolated. `nodes` float64 (2, ny, nx): x and y in the image
-    at the grid's pixels ((x_node + i) * step, (y_node + j) * step), NaN where it cannot be. `spans` (ny, 4): of each
-    row of nodes, the first and last + 1 of those in or near the image, and the image's rows round them. `error_px`: the
-    largest error of the interpolation, measured half-way between nodes. `area`: a pixel of the image in grid pixels.
+    (x + shift[0], y + shift[1]), exactly; None: it is interpolated. `transform`: where the grid's pixels are in the
+    image. `spans` (ny, 4): of each of the `ny` rows of `nx` nodes, the first and last + 1 of those in or near the
+    image, and the image's rows round them. `error_px`: the largest error of the interpolation, measured half-way
+    between nodes. `area`: a pixel of the image in grid pixels.
     """
 
     width: int
@@ -52,10 +55,18 @@ class Placement:
     step: int
     x_node: int
     y_node: int
-    nodes: Numbers
+    nx: int
+    ny: int
+    transform: Transform
     error_px: float
     area: float
     spans: NDArray[np.int64]
+
+    @property
+    def nodes(self) -> Numbers:
+        """float64 (2, ny, nx): x and y in the image at the grid's pixels ((x_node + i) * step, (y_node + j) * step),
+        NaN where it cannot be."""
+        return _nodes_of(self)
 
     def columns_and_rows(self, row0: int, row1: int) -> tuple[tuple[int, int], tuple[int, int]]:
         """((first, last) column of the grid, (first, last) row of the image) that matter to these rows of the grid.
@@ -80,16 +91,28 @@ class Placement:
 
         For an image that is interpolated. The positions are those that science.coadd takes.
         """
-        step, last_y, last_x = self.step, self.nodes.shape[1] - 2, self.nodes.shape[2] - 2
+        step, nodes = self.step, self.nodes
+        last_y, last_x = nodes.shape[1] - 2, nodes.shape[2] - 2
         x, y = np.arange(*columns), np.arange(*rows)
         i, j = np.clip(x // step - self.x_node, 0, last_x), np.clip(y // step - self.y_node, 0, last_y)
         across, down = (x - (i + self.x_node) * step) / step, ((y - (j + self.y_node) * step) / step)[:, np.newaxis]
-        upper, lower = self.nodes[:, j], self.nodes[:, j + 1]
+        upper, lower = nodes[:, j], nodes[:, j + 1]
         left = upper[:, :, i] * (1.0 - down) + lower[:, :, i] * down
         right = upper[:, :, i + 1] * (1.0 - down) + lower[:, :, i + 1] * down
         place = np.floor(left + (right - left) * across + 0.5)
         place[:, ~np.isfinite(place).all(axis=0)] = -1.0
         return place[0].astype(np.int64), place[1].astype(np.int64)
+
+
+@lru_cache(maxsize=NODES_KEPT)
+def _nodes_of(placement: Placement) -> Numbers:
+    p = placement
+    return _at(p.transform, _places(p.x_node, p.nx, p.step), _places(p.y_node, p.ny, p.step))
+
+
+def _places(first: int, count: int, step: int) -> Numbers:
+    """Columns, or rows, of the grid at which there are nodes."""
+    return np.arange(first, first + count, dtype=np.float64) * step
 
 
 @njit(cache=True, nogil=True)
@@ -119,8 +142,8 @@ def place(transform: Transform, box: Box, width: int, height: int, most_error_px
     """Places an image of `width` x `height` pixels on the window `box` of a grid, through its exact transform."""
     for step in STEPS_PX:
         x_node, y_node = box[0] // step, box[1] // step
-        x = np.arange(x_node, -(-box[2] // step) + 1, dtype=np.float64) * step
-        y = np.arange(y_node, -(-box[3] // step) + 1, dtype=np.float64) * step
+        nx, ny = -(-box[2] // step) + 1 - x_node, -(-box[3] // step) + 1 - y_node
+        x, y = _places(x_node, nx, step), _places(y_node, ny, step)
         nodes = _at(transform, x, y)
         error = _error_px(transform, nodes, x, y, width, height)
         if error <= most_error_px:
@@ -141,7 +164,9 @@ def place(transform: Transform, box: Box, width: int, height: int, most_error_px
         step=step,
         x_node=x_node,
         y_node=y_node,
-        nodes=nodes,
+        nx=nx,
+        ny=ny,
+        transform=transform,
         error_px=error,
         area=area,
         spans=_spans(nodes, width, height, int(2.0 * step / max(1e-3, area) ** 0.5) + 2),

@@ -30,9 +30,9 @@ from zemosaicd.work.tilefiles import ALPHA, PICTURE, WEIGHT, SlidingRows
 
 F32 = NDArray[np.float32]
 
-SUMS_BYTES = 8 << 20
+SUMS_BYTES = 4 << 20
 """The sums of a band: small enough to stay in a processor's cache while its tiles are added."""
-LEAST_ROWS = 64
+LEAST_ROWS = 32
 """But not so few rows that what bands share of a tile's rows costs more than the bands."""
 LEAST_BANDS = 2
 """A thread that has fewer bands than this to make is not worth its start."""

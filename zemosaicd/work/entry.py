@@ -25,7 +25,7 @@ DAEMON, TEMPLATE, WARM_UP = "ZEMOSAICD_DAEMON", "ZEMOSAICD_TEMPLATE", "ZEMOSAICD
 """Environment: process ids of the daemon and of the process that workers are forked from; what that one loads."""
 WORKER_NAME = "zemosaicd-work"
 _PR_SET_PDEATHSIG, _PR_SET_NAME = 1, 15
-_M_TRIM_THRESHOLD, _M_MMAP_THRESHOLD = -1, -3
+_M_TRIM_THRESHOLD, _M_MMAP_THRESHOLD, _M_ARENA_MAX = -1, -3, -8
 KEPT_BYTES = 64 * 1024**2
 LARGEST_KEPT_BYTES = 32 * 1024**2
 """What of freed memory a worker keeps for its next frame: a page given back costs more, when it is asked for again,
@@ -130,11 +130,14 @@ def _travels(error: Exception) -> bool:
 
 
 def keep_freed_memory() -> None:
-    """Tell malloc; another C library than glibc may not know the call, and then decides for itself."""
+    """Tell malloc, and that all threads share what is kept; another C library than glibc may not know the call, and
+    then decides for itself.
+    """
     mallopt = getattr(ctypes.CDLL(None), "mallopt", None)
     if mallopt is not None:
         mallopt(_M_MMAP_THRESHOLD, LARGEST_KEPT_BYTES)
         mallopt(_M_TRIM_THRESHOLD, KEPT_BYTES)
+        mallopt(_M_ARENA_MAX, 1)
 
 
 def warm(name: str) -> None:
