@@ -106,13 +106,20 @@ def _moves(sky: F64) -> bool:
     """Whether these detections (`_sky_px`) lie all over the sky, at three different places or more, not round one with
     errors.
     """
-    if np.median(np.linalg.norm(sky - np.median(sky, axis=0), axis=1)) < MOVED_PX / 2:
+    half = len(sky) // 2
+    if np.sort(_apart(sky, np.sort(sky, axis=0)[half]))[half] < (MOVED_PX / 2) ** 2:
         return False
     for _ in range(LEAST_PLACES - 1):
-        sky = sky[np.linalg.norm(sky - sky[:1], axis=1) > MOVED_PX]
+        sky = sky[_apart(sky, sky[0]) > MOVED_PX**2]
         if not len(sky):
             return False
     return True
+
+
+def _apart(sky: F64, place: F64) -> F64:
+    """Squared distances (n,) of places (n, 3) from one."""
+    away = sky - place
+    return np.asarray((away * away).sum(axis=1))
 
 
 def _crowds(pixel: C128, need: int) -> list[I64]:
