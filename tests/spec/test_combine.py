@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 from tests import oracles
 from zemosaicd.science import combine as combiner
 from zemosaicd.science.combine import HALO, Average, Combined, Method, NoiseModel, Rule, halo_of
-from zemosaicd.science.medians import NETWORK_FRAMES, median_network
+from zemosaicd.science.medians import FEW, NETWORK_FRAMES, median_network
 from zemosaicd.science.resample import Source, resample
 
 SKY = 500.0
@@ -85,6 +85,14 @@ def test_median_network_finds_the_middle() -> None:
             ordered[a], ordered[b] = min(ordered[a], ordered[b]), max(ordered[a], ordered[b])
         for place in {max(0, n // 2 - 1), n // 2}:
             assert ordered[place] == place
+
+
+def test_the_network_of_many_frames_sorts_a_few_of_them() -> None:
+    """Where counting begins, a sample of the frames is put in order."""
+    values = np.random.default_rng(4).permutation(FEW)
+    for a, b in median_network(NETWORK_FRAMES + 1):
+        values[a], values[b] = min(values[a], values[b]), max(values[a], values[b])
+    assert np.array_equal(values, np.arange(FEW))
 
 
 @given(

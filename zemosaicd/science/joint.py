@@ -230,10 +230,9 @@ def shape_of(f: Frames) -> F64:
 def _noise_floor(residual: C128, snr_var: F64, freedom: float) -> float:
     """The floor s0 (px) that makes the robust chi of sqrt(s0^2 + SNR term) equal to 1, by bisection."""
     low, high = FLOOR_MIN_PX, FLOOR_MAX_PX
-    squares, variance = axes(residual) ** 2, np.tile(snr_var, 2)
     for _ in range(12):
         middle = math.sqrt(low * high)
-        chi = 1.4826 * math.sqrt(float(np.median(squares / (middle**2 + variance)))) / freedom
+        chi = robust_sigma(axes(residual / np.sqrt(middle**2 + snr_var))) / freedom
         low, high = (middle, high) if chi > 1 else (low, middle)
     return low
 

@@ -198,7 +198,7 @@ def _search(
         elif least[j] <= count[j] <= most[j]:
             odd = (n - missing[j]) % 2
             at = most[j] - count[j]  # of `near`, the lower one
-            middle_low[j], middle_high[j] = near[at, j], near[min(3, at + 1 - odd), j]
+            middle_low[j], middle_high[j] = near[at, j], near[at + 1 - odd, j]
         else:  # ties
             ordered = np.sort(work[:, j])
             first, found = missing[j] // 2, n - missing[j]

@@ -110,6 +110,11 @@ def _nodes_of(placement: Placement) -> Numbers:
     return _at(p.transform, _places(p.x_node, p.nx, p.step), _places(p.y_node, p.ny, p.step))
 
 
+def forget_nodes() -> None:
+    """Lets go of the nodes that were asked for last: at a mosaic's end nobody asks for them again."""
+    _nodes_of.cache_clear()
+
+
 def _places(first: int, count: int, step: int) -> Numbers:
     """Columns, or rows, of the grid at which there are nodes."""
     return np.arange(first, first + count, dtype=np.float64) * step

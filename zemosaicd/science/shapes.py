@@ -43,7 +43,7 @@ def shapes_seen(fit: Fit, seen: Sightings) -> Shapes:
             for group in _alike(value[mine, column], variance[mine, column]):
                 chosen = mine[np.sort(group)]
                 mean[chosen, column], weight[chosen, column] = _held(
-                    chosen.astype(np.float64), value[chosen, column], variance[chosen, column], centred
+                    chosen, value[chosen, column], variance[chosen, column], centred
                 )
     return Shapes(mean, weight)
 
@@ -55,33 +55,33 @@ def _alike(value: F64, variance: F64) -> list[I64]:
     return np.split(order, np.flatnonzero(gap) + 1)
 
 
-def _held(time: F64, value: F64, variance: F64, centred: bool) -> tuple[F64, float]:
-    """The curve (n,) that some frames' values follow, and the weight, px^-2, that holds each of them to it; `centred`:
-    their mean is 0, whatever they say."""
+def _held(frame: I64, value: F64, variance: F64, centred: bool) -> tuple[F64, float]:
+    """The curve (n,) that some frames' values follow, and the weight, px^-2, that holds each of them to it.
+
+    `frame` (n,): their numbers, ascending, by which the curve goes; `centred`: it has no mean of its own, but 0.
+    """
     told = np.isfinite(variance) & (variance > 0)
     count, fewest = int(told.sum()), 0 if centred else 1
     if count <= fewest:
         return np.zeros(len(value), np.float64), HELD if centred else 0.0
-    first, last = time[told].min(), time[told].max()
-    place = np.clip(2 * (time - first) / max(last - first, 1.0) - 1, -1.0, 1.0)  # no curve says what lies beyond
+    first, last = frame[told][[0, -1]]
+    place = np.clip(2.0 * (frame - first) / max(last - first, 1) - 1.0, -1.0, 1.0)  # no curve says what lies beyond
     terms: F64 = np.polynomial.legendre.legvander(place, MOST_TERMS)[:, 1 - fewest :]
     w, v = 1 / variance[told], value[told]
-    best, price = fewest, math.inf
-    for q in range(fewest, min(fewest + MOST_TERMS, count // FRAMES_A_TERM) + 1):
-        cost = _misfit(terms[told, :q], w, v)[1] + q * PRICE * math.log(count)
-        best, price = (q, cost) if cost < price else (best, price)
-    design = terms[told, :best]
-    coefficients, misfit = _misfit(design, w, v)
-    mean = terms[:, :best] @ coefficients
-    excess = misfit - (count - best)
+    most = max(fewest, min(fewest + MOST_TERMS, count // FRAMES_A_TERM))
+    fits = {q: _fitted(terms[told, :q], w, v) for q in range(fewest, most + 1)}
+    best = min(fits, key=lambda q: fits[q][1] + q * PRICE * math.log(count))
+    coefficients, misfit = fits[best]
+    mean, excess = terms[:, :best] @ coefficients, misfit - (count - best)
     if excess < LOUD_SIGMA * math.sqrt(2 * (count - best)):
         return mean, HELD
-    known = design.T @ (design * w[:, None])
-    used = float(np.trace(np.linalg.solve(known, design.T @ (design * (w**2)[:, None])))) if best else 0.0
+    design = terms[told, :best]
+    once, twice = (design.T @ (design * power[:, None]) for power in (w, w**2))
+    used = float(np.trace(np.linalg.solve(once, twice)))
     return mean, (float(w.sum()) - used) / excess
 
 
-def _misfit(design: F64, w: F64, v: F64) -> tuple[F64, float]:
+def _fitted(design: F64, w: F64, v: F64) -> tuple[F64, float]:
     """Coefficients of a weighted fit, and its chi^2."""
     root = np.sqrt(w)
     coefficients = np.asarray(np.linalg.lstsq(design * root[:, None], v * root, rcond=None)[0], np.float64)

@@ -32,7 +32,7 @@ from zemosaicd.core.supertiles import super_spec
 from zemosaicd.model import FramePlan, Grid, LogNote, MosaicSpec, Plan, Reason, SessionFailed
 from zemosaicd.science.coadd import Slab, Sums
 from zemosaicd.science.kernels import lanczos_table
-from zemosaicd.science.placement import place
+from zemosaicd.science.placement import forget_nodes, place
 from zemosaicd.science.preview import Quality, block_mean, quality, stretch
 from zemosaicd.science.tilesolve import TileCorrection, TileSolution, solve_tiles
 from zemosaicd.science.tilestars import character, darkest_level, gaps
@@ -63,6 +63,7 @@ def make_mosaic(job: MakeMosaic) -> PhaseMade:
     spec = next(m for m in plan.mosaics if m.name == job.name)
     threads = max(1, job.settings.threads)
     with ExitStack() as files, ThreadPoolExecutor(threads) as pool:
+        files.callback(forget_nodes)
         grid, tiles = _tiles(plan, spec, job, files, pool)
         solution = solve_tiles(overlaps_of(tiles, pool.map), extents_of(plan, tiles), spec.channels)
         factor = max(1, -(-max(grid.width, grid.height) // job.settings.preview_max_px))

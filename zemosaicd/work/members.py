@@ -38,7 +38,6 @@ from zemosaicd.work.jobs import StackSettings
 from zemosaicd.work.store import NpyPlane
 
 F64 = NDArray[np.float64]
-NONE_HOT = np.empty(0, np.int64)
 DRIZZLE = "drizzle"
 """A kernel of its own kind: a second pass over the windows of an ordinary stack."""
 
@@ -117,7 +116,7 @@ class Member:
             pixels = with_star(pixels, (left, top), self.bayer, self.star)
         first, last = self.fixed.searchsorted((top * self.width, bottom * self.width))
         if first == last:
-            return pixels, NONE_HOT
+            return pixels, self.fixed[:0]
         rows, columns = np.divmod(self.fixed[first:last], self.width)
         here = (columns >= left) & (columns < right)
         return pixels, (rows[here] - top) * (right - left) + columns[here] - left
